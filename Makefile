@@ -1,0 +1,41 @@
+# make help lists the commands. Everything they make lies in .venv/ and out/, which git ignores;
+# only `make publish` changes tracked files.
+
+PYTHON = python3
+PY = .venv/bin/python
+
+# With MPLBACKEND=Agg set by the user or by CI, kernels would show no figures.
+unexport MPLBACKEND
+
+.PHONY: help notebooks lab test publish clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+notebooks: .venv/.installed  ## run the whole series; executed notebooks, HTML pages and figures land in out/
+	$(PY) tools/run_notebooks.py
+
+lab: .venv/.installed  ## open the series in JupyterLab
+	$(PY) -m jupyterlab
+
+test: .venv/.installed  ## lint, unit tests, the notebooks' form, and every notebook and solution run by nbval
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m pytest --nbval-lax tests notebooks
+
+publish: .venv/.installed  ## for maintainers: renew stored outputs, figures/ and the gallery, on the full MNIST
+	$(PY) tools/run_notebooks.py --in-place
+
+clean:  ## remove what the commands made, except .venv/ and data/, which take long to get
+	rm -rf out build .pytest_cache .ruff_cache *.egg-info
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# The stamp comes last and goes first, so an interrupted installation is done again the next time.
+.venv/.installed: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try make PYTHON=python3.12" >&2; exit 1; }
+	rm -f $@
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -r requirements.txt
+	$(PY) -m pip install --no-deps -e .
+	touch $@

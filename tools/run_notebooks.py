@@ -1,0 +1,203 @@
+"""Runs the series from top to bottom, each notebook in a fresh kernel.
+
+python tools/run_notebooks.py               executed notebooks, pages and figures land in out/
+python tools/run_notebooks.py --in-place    make publish: renews the stored outputs of notebooks and
+                                            solutions, and figures/, on the full MNIST only
+"""
+
+import argparse
+import contextlib
+import os
+import posixpath
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupyter_server_mathjax
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+
+import gallery
+import links
+
+ROOT = links.ROOT
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+CELL_TIMEOUT = 600  # seconds; no cell takes a tenth of it on two cores
+
+INDEX = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>From autoencoder to VAE</title>
+<h1>From autoencoder to VAE</h1>
+<ul style="list-style: none">
+ROWS
+</ul>
+</html>
+"""
+
+
+def execute(nb, folder):
+    """Run all cells, working in the folder. Returns None, or what went wrong in which cell."""
+    for cell in nb.cells:
+        cell.get("metadata", {}).pop("execution", None)  # the times of an earlier run
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None  # nothing stale after a cell that fails
+    client = NotebookClient(
+        nb,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        coalesce_streams=True,  # a progress bar's hundred states become its last one
+        record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its warnings speak of sockets
+    )
+    problem = None
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        lines = [line for line in ANSI.sub("", error.traceback).splitlines() if line.strip()]
+        problem = "\n".join(lines[-8:])
+    except CellTimeoutError:
+        problem = f"the cell was not done after {CELL_TIMEOUT} s"
+    except DeadKernelError:
+        problem = "the kernel died (out of memory?)"
+    # What differs between machines but not in meaning would only make diffs longer.
+    nb.metadata.kernelspec = {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
+    nb.metadata.get("language_info", {}).pop("version", None)
+    if problem is not None:
+        begun = [cell.execution_count for cell in nb.cells if cell.get("execution_count")]
+        problem = f"in cell [{max(begun, default='?')}]:\n{problem}"
+    return problem
+
+
+def execute_all(paths):
+    """Run notebooks one after the other. Returns [(path, nb)], and whether all went well."""
+    done, fine = [], True
+    for path in paths:
+        print(f"{path.relative_to(ROOT).as_posix():<50}", end=" ", flush=True)
+        start = time.perf_counter()
+        nb = links.read(path)
+        problem = execute(nb, path.parent)
+        seconds = f"{time.perf_counter() - start:5.0f} s"
+        if problem is None:
+            print(seconds, "ok", flush=True)
+        else:
+            print(seconds, "FAILED", problem.replace("\n", "\n    "), flush=True)
+            fine = False
+        done.append((path, nb))
+    return done, fine
+
+
+def to_html(nb, name, pages):
+    """The notebook as a page that needs no network. Links to the given pages lead to them."""
+
+    def local(match):
+        attribute, target = match.groups()
+        target = posixpath.normpath(posixpath.join("notebooks", target))
+        if target == "README.md":
+            target = "index.html"
+        elif Path(target).stem in pages and posixpath.dirname(target) == "notebooks":
+            target = Path(target).stem + ".html"
+        else:
+            target = "../../" + target  # from out/html/ to the file in the repository
+        return f'{attribute}"{target}"'
+
+    exporter = HTMLExporter(
+        extra_template_paths=[str(ROOT / "tools")], template_file="page.html.j2"
+    )
+    body, _ = exporter.from_notebook_node(nb, resources={"metadata": {"name": name}})
+    return re.sub(r'(<a href=|<img [^>]*?src=)"(?![a-z]+:|[#/])([^"]+)"', local, body)
+
+
+def write_pages(done, folder):
+    folder.mkdir(parents=True)
+    mathjax = Path(jupyter_server_mathjax.__file__).parent / "static"
+    shutil.copytree(mathjax, folder / "mathjax")
+    pages = [path.stem for path, _ in done]
+    rows = []
+    for path, nb in done:
+        name = links.title(path)
+        page = to_html(nb, name, pages)
+        (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        rows.append(f'<li><a href="{path.stem}.html">{name}</a></li>')
+    index = INDEX.replace("ROWS", "\n".join(rows))
+    (folder / "index.html").write_text(index, encoding="utf-8")
+
+
+def run():
+    out = ROOT / "out"
+    for name in ("notebooks", "html", "figures"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    os.environ.setdefault("VAE_FIGURES_DIR", str(out / "figures"))
+    done, fine = execute_all(links.notebooks())
+    (out / "notebooks").mkdir(parents=True)
+    for path, nb in done:
+        links.write(nb, out / "notebooks" / path.name)
+    write_pages(done, out / "html")
+    print("executed notebooks: out/notebooks/  to read: out/html/index.html  figures: out/figures/")
+    return 0 if fine else 1
+
+
+def full_mnist():
+    """None if load_mnist gives the full MNIST, else what it gives."""
+    import vae_helpers
+
+    try:
+        with contextlib.redirect_stdout(None):  # the sample's banner; what follows says enough
+            source = vae_helpers.load_mnist(device="cpu").source
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None if source == "MNIST" else f"load_mnist() gave {source!r}"
+
+
+def publish():
+    # Everybody gets the same outputs, whatever the maintainer has set.
+    for name in ("VAE_SEED", "VAE_THEME"):
+        os.environ.pop(name, None)
+    problem = full_mnist()
+    if problem:
+        print(f"publish needs the full MNIST, and {problem}: nothing was changed", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VAE_FIGURES_DIR"] = folder
+        done, fine = execute_all(links.notebooks() + links.solutions())
+        if not fine:
+            print("nothing was changed", file=sys.stderr)
+            return 1
+        # From here on only files are moved: nothing that takes long or is likely to fail.
+        for path, nb in done:
+            links.set_nav(nb, links.nav_line(path))
+            links.write(nb, path)
+        figures = ROOT / "figures"
+        figures.mkdir(exist_ok=True)
+        for old in [*figures.glob("*.png"), *figures.glob("*.svg")]:
+            old.unlink()
+        for new in Path(folder).iterdir():
+            shutil.copyfile(new, figures / new.name)
+    gallery.main()
+    return 0
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--in-place", action="store_true", help="for maintainers: make publish")
+    arguments = parser.parse_args()
+    os.environ.pop("MPLBACKEND", None)  # kernels would inherit it and show no figures
+    if not links.notebooks():
+        print("there is no notebook in notebooks/", file=sys.stderr)
+        return 1
+    return publish() if arguments.in_place else run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

