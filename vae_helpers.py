@@ -371,12 +371,11 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
             f"fit needs one or more tensors of the same length of at least 1, got lengths {lengths}"
         )
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: (
-            min(1, (step + 1) / (0.05 * steps), (steps - step) / (0.5 * steps)) if steps else 1
-        ),
-    )
+
+    def rate(step):
+        return min(1, (step + 1) / (0.05 * steps), (steps - step) / (0.5 * steps)) if steps else 1
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     history = []
     devices = [tensor.device for tensor in tensors if tensor.is_cuda][:1]
     # On stdout, because a notebook shows stderr as a red box.

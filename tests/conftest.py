@@ -1,0 +1,43 @@
+"""How the tests, and nbval's runs of the notebooks, are set up."""
+
+import os
+
+import matplotlib
+import pytest
+from nbval.plugin import IPyNbFile
+
+# Kernels inherit it, and Agg would turn their inline figures off. The tests themselves draw on Agg.
+os.environ.pop("MPLBACKEND", None)
+matplotlib.use("Agg")
+
+
+class NotebookRules:
+    """After a notebook's first failed cell, the rest is skipped: it lacks names, not sense."""
+
+    def pytest_collectstart(self, collector):
+        if isinstance(collector, IPyNbFile):
+            collector.skip_compare += ("stderr",)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if isinstance(item.parent, IPyNbFile) and report.failed:
+            item.parent.first_failed = getattr(item.parent, "first_failed", item.name)
+        return report
+
+    def pytest_runtest_setup(self, item):
+        failed = getattr(item.parent, "first_failed", None)
+        if failed is not None:
+            pytest.skip(f"{failed} of this notebook failed")
+
+
+def pytest_configure(config):
+    # The hooks of a conftest.py reach the tests beside it only, and the notebooks are elsewhere.
+    config.pluginmanager.register(NotebookRules())
+
+
+@pytest.fixture(autouse=True)
+def unset_by_the_user(monkeypatch):
+    """A unit test means the same whatever the user has set; data and device may vary."""
+    for name in ("VAE_SEED", "VAE_THEME", "VAE_FIGURES_DIR", "VAE_CLAIMS"):
+        monkeypatch.delenv(name, raising=False)
