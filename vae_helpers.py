@@ -23,6 +23,8 @@ import socket
 import sys
 import tempfile
 from collections import namedtuple
+from http.client import HTTPException
+from numbers import Integral
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -89,12 +91,13 @@ def load_mnist(name="MNIST", *, root=None, sample=False, device=None):
         folder = _from_root(root or os.environ.get("VAE_DATA_DIR") or "data")
         reason = _find_or_download(name, folder)
     if reason is None:
-        from torchvision import datasets  # a second to import, and the sample does not need it
-
         parts = []
-        for train in (True, False):
-            data = getattr(datasets, name)(folder, train=train)
-            parts += [data.data.reshape(-1, 784).to(device).float() / 255, data.targets.to(device)]
+        for file in _CHECKSUMS[name]:  # the bytes that were checked, after a header of 16 or 8
+            images = "images" in file
+            content = bytearray((folder / name / "raw" / f"{file}-ubyte").read_bytes())
+            part = torch.frombuffer(content, dtype=torch.uint8, offset=16 if images else 8)
+            part = part.to(device)
+            parts.append(part.reshape(-1, 784).float() / 255 if images else part.long())
         _source = name
     else:
         if name != "MNIST":
@@ -172,7 +175,7 @@ def _find_or_download(name, folder):
         for path in missing + broken:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside / name / "raw" / path.name, path)
-    except (OSError, RuntimeError) as error:  # URLError and time-outs are OSErrors
+    except (OSError, RuntimeError, HTTPException) as error:  # URLError is an OSError
         if broken:
             raise OSError(
                 f"{broken[0]} is not the published {name} file (wrong checksum) and could not be "
@@ -209,10 +212,11 @@ def _sample_digits():
 # ------------------------------------------------------------------------------------------- models
 
 
-def _encoder(latent_dim, hidden, outputs):
-    for what, size in (("latent_dim", latent_dim), ("hidden", hidden)):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{what} must be a positive whole number, got {size!r}")
+def _encoder(latent_dim, hidden, parameters):
+    """Gives so many numbers for each dimension of the code."""
+    _check_count("latent_dim", latent_dim)
+    _check_count("hidden", hidden)
+    outputs = parameters * latent_dim
     return nn.Sequential(nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
@@ -223,7 +227,7 @@ def _decoder(latent_dim, hidden):
 
 def _check_images(x):
     if x.ndim != 2 or x.shape[1] != 784 or x.shape[0] == 0:
-        raise ValueError(f"images must have the shape (B, 784), got {tuple(x.shape)}")
+        raise ValueError(f"images must have the shape (B, 784), B at least 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"images must be floating point numbers in [0, 1], got {x.dtype}")
     low, high = x.aminmax()
@@ -237,7 +241,7 @@ class Autoencoder(nn.Module):
     def __init__(self, latent_dim=2, hidden=400):
         super().__init__()
         self.latent_dim = latent_dim
-        self.encoder = _encoder(latent_dim, hidden, latent_dim)
+        self.encoder = _encoder(latent_dim, hidden, parameters=1)
         self.decoder = _decoder(latent_dim, hidden)
 
     def encode(self, x):
@@ -259,7 +263,7 @@ class VAE(nn.Module):
     def __init__(self, latent_dim=2, hidden=400):
         super().__init__()
         self.latent_dim = latent_dim
-        self.encoder = _encoder(latent_dim, hidden, 2 * latent_dim)  # mu and log_var
+        self.encoder = _encoder(latent_dim, hidden, parameters=2)  # mu and log_var
         self.decoder = _decoder(latent_dim, hidden)
         self.register_buffer(
             "zeros", torch.zeros(latent_dim), persistent=False
@@ -344,7 +348,7 @@ def log_likelihood(vae, x, num_samples=1000):
 
 
 def _check_count(what, value, least=1):
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
@@ -429,6 +433,7 @@ def claim(text, value, *, low=None, high=None):
     if low is None and high is None:
         raise ValueError(f"a claim needs a limit, low or high or both: {text!r} has none")
     value = float(value)
+    low, high = (None if limit is None else float(limit) for limit in (low, high))
     ok = (low is None or value >= low) and (high is None or value <= high)  # False for NaN
     limits = " and ".join(
         f"{sign} {limit:.6g}"
@@ -437,7 +442,9 @@ def claim(text, value, *, low=None, high=None):
     )
     line = f"{'✓' if ok else '✗'} {text}: {value:.6g} (claimed: {limits})"
     if os.environ.get("VAE_CLAIMS"):
-        record = {"claim": text, "value": value, "low": low, "high": high, "ok": ok, "seed": SEED}
+        shown = value if math.isfinite(value) else None  # JSON has no NaN
+        record = {"claim": text, "value": shown}
+        record |= {"low": low, "high": high, "ok": ok, "seed": SEED}
         record |= {"source": _source, "device": _device(None).type}
         path = _from_root(os.environ["VAE_CLAIMS"])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -450,7 +457,10 @@ def claim(text, value, *, low=None, high=None):
 
 # ------------------------------------------------------------------------------------------ looking
 
-DARK = os.environ.get("VAE_THEME", "light") == "dark"
+_theme = os.environ.get("VAE_THEME") or "light"
+if _theme not in ("light", "dark"):
+    raise ValueError(f"VAE_THEME must be 'light' or 'dark', got {_theme!r}")
+DARK = _theme == "dark"
 INK, PAPER, QUIET = ("#f2f2f2", "#101418", "#8b949e") if DARK else ("#1a1a1a", "#ffffff", "#767676")
 # AE and VAE have the same colours in every figure (Okabe and Ito's, safe for the colour-blind).
 COLOURS = {
@@ -493,7 +503,10 @@ plt.rcParams.update(
 
 def show_images(images, ax=None, *, columns=10, title=None):
     """Draw images (N, 784) in [0, 1] as one grid, row by row, on ax. Returns ax."""
-    images = torch.as_tensor(images).detach().cpu().reshape(-1, 784)
+    images = torch.as_tensor(images).detach().cpu()
+    if images.shape[-1:] != (784,) and images.shape[-2:] != (28, 28):
+        raise ValueError(f"images must have the shape (N, 784), got {tuple(images.shape)}")
+    images = images.reshape(-1, 784)
     _check_count("columns", columns)
     rows = math.ceil(len(images) / columns)
     grid = torch.zeros(rows * columns, 784)
@@ -501,7 +514,7 @@ def show_images(images, ax=None, *, columns=10, title=None):
     # (rows, columns, 28, 28) -> (rows, 28, columns, 28) -> one picture
     grid = grid.reshape(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28)
     ax = ax or plt.figure().add_subplot()
-    ax.imshow(grid, vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(grid.numpy(), vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
     if title:
         ax.set_title(title)
@@ -597,7 +610,7 @@ def save_figure(fig, name, alt):
         )
     fig.draw_without_rendering()  # tick labels exist only once drawn
     texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    small = [text.get_text() for text in texts if text.get_fontsize() < 14]
+    small = [text.get_text() for text in texts if text.get_fontsize() * 12.8 / width < 14]
     if small:
         raise ValueError(
             f"type must have 14 points or more to be readable; {name!r} has less: {small[:3]}"

@@ -20,7 +20,6 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 import vae_helpers as v
 from vae_helpers import VAE, Autoencoder, elbo, elbo_terms, log_likelihood, reconstruction_loss
 
-plt.switch_backend("Agg")
 torch.set_num_threads(1)  # the tensors are small, and other programs may be running
 DATA_DIR = v.ROOT / (os.environ.get("VAE_DATA_DIR") or "../shared/data")
 

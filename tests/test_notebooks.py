@@ -5,6 +5,8 @@ broken notebook: BROKEN has one for every rule.
 """
 
 import ast
+import base64
+import io
 import json
 import os
 import re
@@ -15,8 +17,10 @@ import tomllib
 from collections import Counter
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 import gallery
 import links
@@ -342,6 +346,32 @@ def test_there_are_notebooks_and_each_has_a_solution():
     assert everything == {*NOTEBOOKS, *SOLUTIONS}
 
 
+def checks(nb):
+    """The source of each check of an exercise, by name."""
+    return {
+        node.name: ast.unparse(node)
+        for cell in code_cells(nb)
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.FunctionDef) and re.fullmatch(r"check_\d", node.name)
+    }
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+def test_solutions_try_the_notebooks_own_checks(path):
+    """nbval runs the solutions, so a check that takes a wrong answer, or turns down the right one, fails."""
+    ours, solution = checks(links.read(path)), links.read(path.parent / "solutions" / path.name)
+    assert 3 <= len(ours) <= 5
+    assert checks(solution) == ours
+    code = "\n".join(cell.source for cell in code_cells(solution))
+    for name in ours:
+        number = name.removeprefix("check_")
+        assert f'assert {name}(answer_{number}).startswith("right")' in code
+        assert f'assert {name}(None) == "not yet"' in code
+        assert re.search(rf"assert not {name}\(.*\)\.startswith\(.right.\)", code), (
+            f"{name} is not shown a wrong answer"
+        )
+
+
 def test_figures():
     shown = [
         (path.name[:2], name)
@@ -361,6 +391,52 @@ def test_figure_rules_can_fail():
         "figures/02-B.svg is missing: make publish",
         "01-a is saved 2 times",
         "figures/02-old.png: no notebook makes it",
+    ]
+
+
+def small(png):
+    """A picture of 160 x 90 grey levels, to compare by: alike at any size and in any palette."""
+    picture = Image.open(io.BytesIO(png)).convert("L").resize((160, 90), Image.Resampling.BOX)
+    return np.asarray(picture, dtype=float)
+
+
+def check_published(name, alt, stored, published):
+    """Is the published file the figure that the notebook shows under this name?"""
+    about = Image.open(io.BytesIO(published)).text
+    if about.get("Title") != name:
+        yield f"figures/{name}.png says that it is {about.get('Title')}"
+    if about.get("Description") != alt:
+        yield f"figures/{name}.png has another alt text than the notebook"
+    if np.abs(small(stored) - small(published)).mean() > 2:
+        yield f"figures/{name}.png is another picture than the notebook shows: make publish"
+
+
+def shown_pictures(nb):
+    for output in outputs(nb):
+        name = output.get("metadata", {}).get("figure")
+        if name:
+            alt = output.metadata["image/png"]["alt"]
+            yield name, alt, base64.b64decode(output.data["image/png"])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=relative)
+def test_published_figures_are_those_of_the_notebook(path):
+    for name, alt, stored in shown_pictures(links.read(path)):
+        published = (ROOT / f"figures/{name}.png").read_bytes()
+        assert list(check_published(name, alt, stored, published)) == []
+
+
+def test_swapped_figures_are_found():
+    (one, alt, stored), (other, other_alt, _) = list(shown_pictures(links.read(NOTEBOOKS[0])))[:2]
+    published = (ROOT / f"figures/{other}.png").read_bytes()
+    assert list(check_published(one, alt, stored, published)) == [
+        f"figures/{one}.png says that it is {other}",
+        f"figures/{one}.png has another alt text than the notebook",
+        f"figures/{one}.png is another picture than the notebook shows: make publish",
+    ]
+    # the picture alone, under the right name
+    assert list(check_published(other, other_alt, stored, published)) == [
+        f"figures/{other}.png is another picture than the notebook shows: make publish"
     ]
 
 
