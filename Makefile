@@ -7,7 +7,7 @@ PY = .venv/bin/python
 # With MPLBACKEND=Agg set by the user or by CI, kernels would show no figures.
 unexport MPLBACKEND
 
-.PHONY: help notebooks lab test publish clean
+.PHONY: help notebooks lab test seeds publish clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -22,6 +22,9 @@ test: .venv/.installed  ## lint, unit tests, the notebooks' form, and every note
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pytest --nbval-lax tests notebooks
+
+seeds: .venv/.installed  ## every claim over five seeds and on the sample, about an hour; goes on where it was stopped
+	$(PY) tools/seeds.py
 
 publish: .venv/.installed  ## for maintainers: renew stored outputs, figures/ and the gallery, on the full MNIST
 	$(PY) tools/run_notebooks.py --in-place

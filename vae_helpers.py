@@ -1,4 +1,4 @@
-"""What the notebooks share: data, models, objective, training, claims, looking, export.
+"""What the notebooks share: data, models, objective, training, judging, claims, looking, export.
 
 Each idea is first written out in full in the notebook that teaches it, and imported from here
 afterwards. One name means one thing everywhere:
@@ -163,9 +163,7 @@ def _find_or_download(name, folder):
     try:
         from torchvision import datasets
 
-        socket.setdefaulttimeout(
-            10
-        )  # torchvision sets none, and a dead network would hang for ever
+        socket.setdefaulttimeout(10)  # torchvision sets none: a dead network would hang for ever
         getattr(datasets, name)(aside, download=True)
         not_there, wrong = _broken_files(name, aside)
         if not_there or wrong:
@@ -265,9 +263,8 @@ class VAE(nn.Module):
         self.latent_dim = latent_dim
         self.encoder = _encoder(latent_dim, hidden, parameters=2)  # mu and log_var
         self.decoder = _decoder(latent_dim, hidden)
-        self.register_buffer(
-            "zeros", torch.zeros(latent_dim), persistent=False
-        )  # follows .to(device)
+        # A buffer, so that it follows .to(device).
+        self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
 
     def encode(self, x):
         """Images (B, 784) in [0, 1] -> q(z|x), a diagonal Gaussian over (d,), batch (B,)."""
@@ -288,6 +285,35 @@ class VAE(nn.Module):
     def prior(self):
         """p(z), the standard normal over (d,)."""
         return Independent(Normal(self.zeros, self.zeros + 1, validate_args=False), 1)
+
+
+class BananaModel(nn.Module):
+    """z (2,), x (1,): so small that a grid knows p(x) and p(z|x) (notebook 03).
+
+    p(z) = N(0, I) and p(x|z) = N(x; z_2 + curve z_1^2, noise^2), so all z along a parabola explain x
+    alike, and the posterior is a banana. It has encode, decode and prior, like a VAE.
+    """
+
+    def __init__(self, curve=1.0, noise=0.3, hidden=16):
+        super().__init__()
+        self.curve = nn.Parameter(torch.tensor(float(curve)))
+        self.log_noise = nn.Parameter(torch.tensor(float(noise)).log())
+        self.encoder = nn.Sequential(nn.Linear(1, hidden), nn.Tanh(), nn.Linear(hidden, 4))
+
+    def encode(self, x):
+        """x (B, 1) -> q(z|x), a diagonal Gaussian over (2,), batch (B,)."""
+        mu, log_var = self.encoder(x).chunk(2, dim=-1)  # (B, 4) -> (B, 2), (B, 2)
+        return Independent(Normal(mu, torch.exp(0.5 * log_var)), 1)
+
+    def decode(self, z):
+        """z (..., 2) -> p(x|z) over (1,)."""
+        mean = z[..., 1:] + self.curve * z[..., :1] ** 2  # (..., 1)
+        return Independent(Normal(mean, self.log_noise.exp()), 1)
+
+    @property
+    def prior(self):
+        zeros = torch.zeros(2, dtype=self.curve.dtype, device=self.curve.device)
+        return Independent(Normal(zeros, zeros + 1), 1)
 
 
 # ---------------------------------------------------------------------------------------- objective
@@ -421,6 +447,121 @@ def _batches(n, batch_size, generator):
         yield from torch.randperm(n, generator=generator).split(batch_size)
 
 
+# ------------------------------------------------------------------------------------------ judging
+
+
+class _Judge(nn.Module):
+    """A small convolutional classifier with eleven answers: the ten digits, and "not a digit"."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 8, 5, stride=2, padding=2),  # (B, 8, 14, 14)
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 5, stride=2, padding=2),  # (B, 16, 7, 7)
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16 * 7 * 7, 64),
+            nn.ReLU(),
+        )
+        self.last = nn.Linear(64, 11)
+
+    def forward(self, x):
+        """Images (B, 784) in [0, 1] -> logits (B, 11). Errors: ValueError for other images."""
+        _check_images(x)
+        return self.last(self.layers(x))
+
+    @torch.no_grad()
+    def features(self, x):
+        """Images (B, 784) in [0, 1] -> features (B, 64), what the last layer sees."""
+        _check_images(x)
+        return torch.cat([self.layers(part) for part in x.split(1000)])
+
+    @torch.no_grad()
+    def certainty(self, x):
+        """Images (B, 784) in [0, 1] -> the probability of the likeliest of the ten digits, (B,)."""
+        return torch.cat([self(part).softmax(-1)[:, :10].amax(-1) for part in x.split(1000)])
+
+
+def _junk(x, labels):
+    """Images (B, 784) -> what is no digit: half of it blends of two digits, then noise, scraps."""
+    partner = torch.randperm(len(x), device=x.device)
+    brightness = 0.5 + 0.5 * torch.rand(len(x), 1, device=x.device)
+    blends = ((x + x[partner]) * brightness).clamp(max=1)
+    blends[labels == labels[partner]] = 0  # two sevens may blend to a seven: leave the page empty
+    row, cut = torch.arange(784, device=x.device) // 28, torch.randint(8, 15, (len(x), 1))
+    scraps = x * (row < cut.to(x.device))  # the upper part of a digit
+    kind = torch.arange(len(x), device=x.device)[:, None] % 4
+    return torch.where(kind < 2, blends, torch.where(kind == 2, torch.rand_like(x), scraps))
+
+
+def _judge_loss(judge, x, labels):
+    """Cross-entropy (B,), a fifth of the batch turned into junk, a fifth blurred."""
+    fifth = len(x) // 5
+    blurred = F.avg_pool2d(x[fifth : 2 * fifth].view(-1, 1, 28, 28), 3, 1, 1).flatten(1)
+    mixed = torch.cat([_junk(x[:fifth], labels[:fifth]), blurred, x[2 * fifth :]])
+    answers = torch.cat([torch.full_like(labels[:fifth], 10), labels[fifth:]])
+    return F.cross_entropy(judge(mixed), answers, reduction="none")
+
+
+def train_judge(images, labels, *, steps=700, seed=0):
+    """A classifier to judge pictures by, trained and frozen (notebook 02 writes it out).
+
+    images  (N, 784) in [0, 1]; labels (N,) int64, 0 to 9; it makes its own junk from them
+    Returns a module: judge(x) logits (B, 11), judge.certainty(x) (B,), judge.features(x) (B, 64).
+    Errors: ValueError for images outside [0, 1], or labels that are not one digit an image.
+    """
+    _check_images(images)
+    whole = labels.shape == images.shape[:1] and labels.dtype == torch.int64
+    if not whole or not 0 <= labels.min() <= labels.max() <= 9:
+        raise ValueError(
+            f"labels must be {len(images)} digits from 0 to 9, int64, one an image, "
+            f"got {labels.dtype} {tuple(labels.shape)}"
+        )
+    devices = [images.device] if images.is_cuda else []
+    with torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
+        torch.manual_seed(seed)
+        judge = _Judge().to(images.device)
+    fit(judge, _judge_loss, images, labels, steps=steps, seed=seed)
+    return judge.requires_grad_(False).eval()
+
+
+def hole_rate(judge, pictures, real):
+    """Share of pictures (N, 784) of which the judge is less sure than the 5th percentile of its
+    certainty on real images (M, 784): by construction 0.05 for these. A float from 0 to 1.
+    """
+    threshold = judge.certainty(real).quantile(0.05)
+    return (judge.certainty(pictures) < threshold).float().mean().item()
+
+
+def frechet_distance(a, b):
+    """Distance of two clouds of features (N, K), as if each were Gaussian, in squared features.
+
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), in float64 (Dowson and
+    Landau 1982; for pictures Heusel et al., arXiv 1706.08500, equation 6). It is biased upwards,
+    the more the smaller N: compare equal N only, and with the value for two sets of real images.
+    Errors: ValueError for clouds of unequal shape, fewer than two points, or not finite.
+    """
+    if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
+        raise ValueError(
+            "features must be two tensors (N, K) of the same shape, N at least 2, "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ValueError("features must be finite numbers, got NaN or infinity")
+    a, b = a.double(), b.double()
+    cov_a, cov_b = (torch.atleast_2d(torch.cov(features.T)) for features in (a, b))  # (K, K)
+    root = _matrix_root(cov_a)
+    spread = cov_a + cov_b - 2 * _matrix_root(root @ cov_b @ root)
+    return ((a.mean(0) - b.mean(0)).square().sum() + spread.trace()).item()
+
+
+def _matrix_root(covariance):
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
 # ------------------------------------------------------------------------------------------- claims
 
 
@@ -514,7 +655,7 @@ def show_images(images, ax=None, *, columns=10, title=None):
     # (rows, columns, 28, 28) -> (rows, 28, columns, 28) -> one picture
     grid = grid.reshape(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28)
     ax = ax or plt.figure().add_subplot()
-    ax.imshow(grid.numpy(), vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(grid.numpy(), vmin=0, vmax=1)
     ax.set_axis_off()
     if title:
         ax.set_title(title)
@@ -522,7 +663,7 @@ def show_images(images, ax=None, *, columns=10, title=None):
 
 
 def plot_latent_space(z, labels, ax=None, *, title=None):
-    """Scatter of codes (N, 2) in class colours, each digit written at its median. Returns ax."""
+    """Scatter of codes (N, 2) in class colours, each digit written near its median. Returns ax."""
     z, labels = torch.as_tensor(z).detach().cpu(), torch.as_tensor(labels).cpu()
     if z.ndim != 2 or z.shape[1] != 2 or len(z) != len(labels):
         raise ValueError(
@@ -531,8 +672,14 @@ def plot_latent_space(z, labels, ax=None, *, title=None):
     ax = ax or plt.figure().add_subplot()
     colours = np.array(DIGIT_COLOURS)[labels.numpy()]
     ax.scatter(*z.T.numpy(), c=colours, s=6, alpha=0.5, linewidths=0, rasterized=True)
-    for digit in labels.unique().tolist():
-        x, y = z[labels == digit].median(0).values.tolist()
+    digits = labels.unique().tolist()
+    places = torch.stack([z[labels == digit].median(0).values for digit in digits])  # (K, 2)
+    room = 0.09 * (z.quantile(0.999, dim=0) - z.quantile(0.001, dim=0)).max()
+    for _ in range(50):  # push labels apart until none hides another
+        gap = places[:, None] - places  # (K, K, 2)
+        distance = gap.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+        places = places + (gap / distance * (room - distance).clamp(min=0) / 2).sum(1)
+    for digit, (x, y) in zip(digits, places.tolist(), strict=True):
         box = dict(
             boxstyle="circle,pad=0.15", facecolor=PAPER, edgecolor=DIGIT_COLOURS[digit], linewidth=2
         )
@@ -554,9 +701,7 @@ def plot_manifold(decode, ax=None, *, n=20, extent=None, title=None):
     _check_count("n", n)
     middle = (torch.arange(n, dtype=torch.float32) + 0.5) / n
     if extent is None:
-        first = second = Normal(0.0, 1.0).icdf(
-            middle
-        )  # the middles of n equal shares: 0 and 1 would give infinity
+        first = second = Normal(0.0, 1.0).icdf(middle)  # at 0 and 1 it would be infinite
     else:
         left, right, bottom, top = extent
         first, second = left + (right - left) * middle, bottom + (top - bottom) * middle
@@ -572,12 +717,9 @@ def plot_history(histories, ax=None, *, window=50, ylabel="nats per image"):
         w = min(window, max(len(losses), 1))
         smooth = np.convolve(losses, np.ones(w) / w, mode="valid") if len(losses) else []
         (line,) = ax.plot(np.arange(len(smooth)) + w, smooth)
-        if len(
-            smooth
-        ):  # the name beside the line's end, so that no legend has to be matched by colour
-            ax.annotate(
-                f" {name}", (len(smooth) + w, smooth[-1]), color=line.get_color(), va="center"
-            )
+        if len(smooth):  # the name at the line's end: no legend to be matched by colour
+            end = (len(smooth) + w, smooth[-1])
+            ax.annotate(f" {name}", end, color=line.get_color(), va="center")
     ax.set(xlabel="training step", ylabel=ylabel)
     return ax
 
@@ -609,6 +751,7 @@ def save_figure(fig, name, alt):
             f"figures are 16:9, the shape of a slide; {name!r} is {width:g} x {height:g} inches"
         )
     fig.draw_without_rendering()  # tick labels exist only once drawn
+    fig.set_layout_engine("none")  # or each resolution would be laid out a little differently
     texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
     small = [text.get_text() for text in texts if text.get_fontsize() * 12.8 / width < 14]
     if small:
@@ -627,11 +770,11 @@ def save_figure(fig, name, alt):
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, content in files.items():
         (folder / f"{name}.{suffix}").write_bytes(content)
-    _display(fig, name, alt)
+    _display(files["png"], name, alt)
     plt.close(fig)  # or the notebook would show it a second time
 
 
-def _display(fig, name, alt):
+def _display(png, name, alt):
     from IPython import get_ipython
     from IPython.display import display
 
@@ -639,11 +782,10 @@ def _display(fig, name, alt):
         return
     from PIL import Image
 
-    with io.BytesIO() as buffer:  # 256 colours are enough to read by and keep a notebook under 1 MB
-        fig.savefig(buffer, format="png", dpi=100)
-        small = io.BytesIO()
-        Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-            small, "png", optimize=True
-        )
-    metadata = {"image/png": {"alt": alt, "width": 900}, "figure": name}
-    display({"image/png": small.getvalue(), "text/plain": alt}, metadata=metadata, raw=True)
+    with io.BytesIO() as buffer:  # the width of a page and 256 colours keep a notebook under 1 MB
+        picture = Image.open(io.BytesIO(png)).convert("RGB")
+        picture = picture.resize((960, 540), Image.Resampling.BOX)
+        picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        small = buffer.getvalue()
+    metadata = {"image/png": {"alt": alt, "width": 960}, "figure": name}
+    display({"image/png": small, "text/plain": alt}, metadata=metadata, raw=True)

@@ -1069,7 +1069,7 @@ def test_figure_is_displayed_once_with_its_alt_text(figures, monkeypatch):
     assert kwargs["metadata"]["figure"] == "06-x"
     (figures / "shown.png").write_bytes(data["image/png"])
     with Image.open(figures / "shown.png") as png:
-        assert png.size == (1280, 720) and len(data["image/png"]) < 300_000
+        assert png.size == (960, 540) and len(data["image/png"]) < 300_000
 
 
 def test_nothing_is_displayed_outside_a_notebook(figures, monkeypatch, capsys):

@@ -380,3 +380,32 @@ def test_manifold_draws_each_picture_where_its_code_lies(axis, order):
     cells = np.asarray(image.get_array())[14::28, 14::28]
     assert image.origin == "upper"
     np.testing.assert_allclose(cells[0] if axis == 0 else cells[:, 0], order, atol=1e-6)
+
+
+# ------------------------------------------------------------------- the story of notebooks 03 and 04
+
+
+def test_the_banana_is_its_density_and_its_bound_is_below():
+    """log p(x) by an integral in NumPy over z_1: x | z_1 is N(curve z_1^2, 1 + noise^2)."""
+    torch.manual_seed(0)
+    model = v.BananaModel(curve=0.7, noise=0.4).double()
+    x = torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.double)
+    z_1, step = np.linspace(-9, 9, 20_001, retstep=True)
+    variance = 1 + 0.4**2
+    exponent = -(z_1**2) / 2 - (x.numpy() - 0.7 * z_1**2) ** 2 / (2 * variance)
+    exact = np.log(np.exp(exponent).sum(1) * step / (2 * np.pi * variance**0.5))
+    estimate = v.log_likelihood(model, x, num_samples=200_000).numpy()
+    assert np.abs(estimate - exact).max() < 0.05
+    assert (v.elbo(model, x, num_samples=2000).detach().numpy() < exact + 0.05).all()
+
+
+def test_the_banana_draws_what_it_says():
+    torch.manual_seed(0)
+    model = v.BananaModel(curve=0.7, noise=0.4)
+    z = model.prior.sample((200_000,))  # (200000, 2)
+    with torch.no_grad():
+        x = model.decode(z).sample()  # (200000, 1)
+    # E[x] = curve, Var[x] = 1 + 2 curve^2 + noise^2, because Var[z_1^2] = 2
+    assert abs(x.mean().item() - 0.7) < 0.02
+    assert abs(x.var().item() - (1 + 2 * 0.7**2 + 0.4**2)) < 0.05
+    assert model.encode(x[:5]).mean.shape == (5, 2) and model.prior.log_prob(z[:5]).shape == (5,)

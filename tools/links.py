@@ -55,6 +55,8 @@ def nav_line(path):
 def set_nav(nb, line):
     """Put the line below the title and at the end of the last cell; lines that are there go."""
     nav = f"<!-- nav -->\n{line}\n<!-- /nav -->"
+    if nb.cells[-1].cell_type != "markdown":  # a link is no code
+        nb.cells.append(nbformat.v4.new_markdown_cell(id="nav"))
     first, last = nb.cells[0], nb.cells[-1]
     head, _, rest = NAV.sub("\n\n", first.source).partition("\n")
     first.source = f"{head}\n\n{nav}\n\n{rest.strip()}".strip()

@@ -2,7 +2,8 @@
 
 python tools/run_notebooks.py               executed notebooks, pages and figures land in out/
 python tools/run_notebooks.py --in-place    make publish: renews the stored outputs of notebooks and
-                                            solutions, and figures/, on the full MNIST only
+                                            solutions, figures/ and the README's table of claims, on
+                                            the full MNIST only
 """
 
 import argparse
@@ -21,6 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 
+import claims
 import gallery
 import links
 
@@ -172,6 +174,8 @@ def publish():
         if not fine:
             print("nothing was changed", file=sys.stderr)
             return 1
+        readme = ROOT / "README.md"
+        text = claims.renewed(readme.read_text(encoding="utf-8"), claims.measured(done))
         # From here on only files are moved: nothing that takes long or is likely to fail.
         for path, nb in done:
             links.set_nav(nb, links.nav_line(path))
@@ -183,6 +187,7 @@ def publish():
         for new in Path(folder).iterdir():
             shutil.copyfile(new, figures / new.name)
     gallery.main()
+    readme.write_text(text, encoding="utf-8", newline="\n")
     return 0
 
 
