@@ -35,7 +35,7 @@ STATEMENTS = [
     (
         "A sampled point might be invalid.",
         "That depends on the sampler, which an autoencoder does not have.",
-        ["AE, d = 20: hole rate of samples from N(0, I) minus"],
+        ["AEs, d = 20: hole rate of samples from N(0, I) minus"],
     ),
     (
         "Maximising the ELBO increases log p(x).",
@@ -60,7 +60,7 @@ STATEMENTS = [
     (
         "Several draws of z for each image make training better.",
         "At equal cost more images with one draw each give the less noisy gradient.",
-        ["gradient variance at equal cost"],
+        ["estimator B: gradient variance at equal cost"],
     ),
     (
         "The weight of the KL is free.",
