@@ -18,6 +18,7 @@ import time
 
 import links
 import run_notebooks
+import vae_helpers
 
 OUT = links.ROOT / "out/seeds"
 SEEDS = {"MNIST": range(5), "sample": range(1)}
@@ -82,6 +83,8 @@ def main():
     notebooks = [path for path in links.notebooks() if path.name.startswith(wanted)]
     if not notebooks:
         sys.exit(f"no notebook's name starts with {' or '.join(wanted)}")
+    if vae_helpers.load_mnist().source != "MNIST":
+        sys.exit("expected the full MNIST, got the offline sample: see VAE_DATA_DIR in README.md")
     files, fine = {}, True
     for source, seeds in SEEDS.items():
         for seed in seeds:
