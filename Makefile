@@ -3,11 +3,12 @@
 
 PYTHON = python3
 PY = .venv/bin/python
+THEME = light
 
 # With MPLBACKEND=Agg set by the user or by CI, kernels would show no figures.
 unexport MPLBACKEND
 
-.PHONY: help notebooks lab test seeds publish clean
+.PHONY: help notebooks lab test figures slides explorer seeds publish clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -16,18 +17,28 @@ notebooks: .venv/.installed  ## run the whole series; executed notebooks, HTML p
 	$(PY) tools/run_notebooks.py
 
 lab: .venv/.installed  ## open the series in JupyterLab
-	$(PY) -m jupyterlab
+	JUPYTER_CONFIG_PATH="$(CURDIR)/tools:$$JUPYTER_CONFIG_PATH" $(PY) -m jupyterlab
 
 test: .venv/.installed  ## lint, unit tests, the notebooks' form, and every notebook and solution run by nbval
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pytest --nbval-lax tests notebooks
 
+figures: .venv/.installed  ## the figures only, in out/figures/; with THEME=dark the dark ones, in out/figures-dark/
+	$(PY) tools/run_notebooks.py --figures $(THEME)
+
+slides: .venv/.installed  ## the figures as a deck, in out/slides/; with THEME=dark after make figures THEME=dark
+	$(PY) tools/slides.py --theme $(THEME)
+
+explorer: .venv/.installed  ## the latent explorer as one file, out/latent_explorer.html
+	$(PY) tools/explorer.py
+
 seeds: .venv/.installed  ## every claim over five seeds and on the sample, about an hour; goes on where it was stopped
 	$(PY) tools/seeds.py
 
 publish: .venv/.installed  ## for maintainers: renew stored outputs, figures/ and the gallery, on the full MNIST
 	$(PY) tools/run_notebooks.py --in-place
+	$(PY) tools/explorer.py --in-place
 
 clean:  ## remove what the commands made, except .venv/ and data/, which take long to get
 	rm -rf out build .pytest_cache .ruff_cache *.egg-info

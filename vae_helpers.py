@@ -603,10 +603,11 @@ if _theme not in ("light", "dark"):
     raise ValueError(f"VAE_THEME must be 'light' or 'dark', got {_theme!r}")
 DARK = _theme == "dark"
 INK, PAPER, QUIET = ("#f2f2f2", "#101418", "#8b949e") if DARK else ("#1a1a1a", "#ffffff", "#767676")
-# AE and VAE have the same colours in every figure (Okabe and Ito's, safe for the colour-blind).
+# AE and VAE have the same colours in every figure: Okabe and Ito's, safe for the colour-blind, on
+# white a little darker, so that words in them have a contrast of 4.5 to 1.
 COLOURS = {
     "AE": "#56B4E9" if DARK else "#0072B2",
-    "VAE": "#E69F00" if DARK else "#D55E00",
+    "VAE": "#E69F00" if DARK else "#C25400",
     "other": QUIET,
 }
 # Ten classes: Petroff's accessible cycle (arXiv 2107.02270).
@@ -631,7 +632,13 @@ plt.rcParams.update(
         "axes.spines.right": False,
         "image.cmap": "gray" if DARK else "gray_r",
         "axes.prop_cycle": plt.cycler(
-            color=[COLOURS["AE"], COLOURS["VAE"], "#009E73", "#CC79A7", QUIET]
+            color=[
+                COLOURS["AE"],
+                COLOURS["VAE"],
+                "#009E73" if DARK else "#00573D",
+                "#F5B8D8" if DARK else "#8E2A6E",
+                QUIET,
+            ]
         ),
         "svg.hashsalt": "learn-vae",  # the same figure gives the same file
         **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], PAPER),
@@ -782,10 +789,10 @@ def _display(png, name, alt):
         return
     from PIL import Image
 
-    with io.BytesIO() as buffer:  # the width of a page and 256 colours keep a notebook under 1 MB
+    with io.BytesIO() as buffer:  # the width of a page and 128 colours keep a notebook under 1 MB
         picture = Image.open(io.BytesIO(png)).convert("RGB")
         picture = picture.resize((960, 540), Image.Resampling.BOX)
-        picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        picture.quantize(128, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
         small = buffer.getvalue()
     metadata = {"image/png": {"alt": alt, "width": 960}, "figure": name}
     display({"image/png": small, "text/plain": alt}, metadata=metadata, raw=True)

@@ -1,6 +1,7 @@
 """How the tests, and nbval's runs of the notebooks, are set up."""
 
 import os
+import shutil
 
 import matplotlib
 import pytest
@@ -41,3 +42,26 @@ def unset_by_the_user(monkeypatch):
     """A unit test means the same whatever the user has set; data and device may vary."""
     for name in ("VAE_SEED", "VAE_THEME", "VAE_FIGURES_DIR", "VAE_CLAIMS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; without one the test is skipped, or fails with VAE_BROWSER=required."""
+
+    def missing(reason):
+        (pytest.fail if os.environ.get("VAE_BROWSER") == "required" else pytest.skip)(reason)
+
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        missing("playwright is not installed")
+    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run"
+    flags += " --disable-background-networking --disable-component-update --disable-sync"
+    with sync_playwright() as playwright:
+        program = shutil.which("chromium") or shutil.which("google-chrome")
+        try:  # without a program on the path: playwright's own
+            found = playwright.chromium.launch(executable_path=program, args=flags.split())
+        except Error as error:
+            missing(f"no browser: {str(error).splitlines()[0]}")
+        yield found
+        found.close()

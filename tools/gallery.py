@@ -15,6 +15,16 @@ def figures(nb):
     return [(about["figure"], about.get("image/png", {}).get("alt", "")) for about in shown]
 
 
+def cell_numbers(nb):
+    """{name: execution count of the cell that made it}."""
+    return {
+        output.metadata["figure"]: cell.execution_count
+        for cell in nb.cells
+        for output in cell.get("outputs", [])
+        if "figure" in output.get("metadata", {})
+    }
+
+
 def plain(text):
     """Text that Markdown shows as it is: on one line, every sign with a meaning escaped."""
     return re.sub(r"([\\`*_\[\]<>|$#~&!])", r"\\\1", " ".join(text.split()))
@@ -25,19 +35,22 @@ def render():
         "# Figures",
         "",
         "Made by `tools/gallery.py` from the notebooks' outputs; changes by hand are lost.",
-        "Each figure is there as PNG and as SVG. `VAE_THEME=dark make notebooks` makes dark ones",
-        "in `out/figures/`.",
+        "Each figure is there as PNG and as SVG. `make figures THEME=dark` makes dark ones in",
+        "`out/figures-dark/`, and `make slides` a deck. The latent explorer is a page that any browser",
+        "opens: [latent_explorer.html](latent_explorer.html).",
         "",
     ]
     for path in notebooks() + solutions():
-        found = figures(read(path))
+        nb = read(path)
+        found, numbers = figures(nb), cell_numbers(nb)
         if found:
             where = path.relative_to(ROOT).as_posix()
             kind = "Solutions to " if path.parent.name == "solutions" else ""
             lines += [f"## {kind}[{plain(title(path))}](../{where})", ""]
         for name, alt in found:
             lines += [f"### {name}", "", f"![{plain(alt)}]({name}.png)", "", plain(alt), ""]
-            lines += [f"[PNG]({name}.png) · [SVG]({name}.svg)", ""]
+            made = f'`save_figure(fig, "{name}", alt=…)` in cell {numbers[name]}'
+            lines += [f"{made} · [PNG]({name}.png) · [SVG]({name}.svg)", ""]
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """Runs the series from top to bottom, each notebook in a fresh kernel.
 
 python tools/run_notebooks.py               executed notebooks, pages and figures land in out/
+python tools/run_notebooks.py --figures dark    the figures only, here in out/figures-dark/
 python tools/run_notebooks.py --in-place    make publish: renews the stored outputs of notebooks and
                                             solutions, figures/ and the README's table of claims, on
                                             the full MNIST only
@@ -28,6 +29,7 @@ import links
 
 ROOT = links.ROOT
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_TIMEOUT = 600  # seconds; no cell takes a tenth of it on two cores
 
 INDEX = """<!DOCTYPE html>
@@ -55,6 +57,7 @@ def execute(nb, folder):
         resources={"metadata": {"path": str(folder)}},
         coalesce_streams=True,  # a progress bar's hundred states become its last one
         record_timing=False,
+        store_widget_state=False,
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its warnings speak of sockets
     )
     problem = None
@@ -74,6 +77,11 @@ def execute(nb, folder):
         "name": "python3",
     }
     nb.metadata.get("language_info", {}).pop("version", None)
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):  # its state went with the kernel
+                text = "Something to move with the pointer: it appears when this cell is run."
+                output.data = {"text/plain": text}
     if problem is not None:
         begun = [cell.execution_count for cell in nb.cells if cell.get("execution_count")]
         problem = f"in cell [{max(begun, default='?')}]:\n{problem}"
@@ -148,6 +156,15 @@ def run():
     return 0 if fine else 1
 
 
+def only_figures(theme):
+    folder = ROOT / "out" / ("figures" if theme == "light" else f"figures-{theme}")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ.update(VAE_THEME=theme, VAE_FIGURES_DIR=str(folder))
+    _, fine = execute_all(links.notebooks())
+    print(f"figures: {folder.relative_to(ROOT).as_posix()}/")
+    return 0 if fine else 1
+
+
 def full_mnist():
     """None if load_mnist gives the full MNIST, else what it gives."""
     import vae_helpers
@@ -195,12 +212,15 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--figures", choices=["light", "dark"], help="make figures THEME=...")
     parser.add_argument("--in-place", action="store_true", help="for maintainers: make publish")
     arguments = parser.parse_args()
     os.environ.pop("MPLBACKEND", None)  # kernels would inherit it and show no figures
     if not links.notebooks():
         print("there is no notebook in notebooks/", file=sys.stderr)
         return 1
+    if arguments.figures:
+        return only_figures(arguments.figures)
     return publish() if arguments.in_place else run()
 
 

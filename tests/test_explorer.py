@@ -1,0 +1,465 @@
+"""The latent explorer: its decoders against PyTorch's, and the page in a browser without a network."""
+
+import re
+import statistics
+from base64 import b64decode
+
+import pytest
+import torch
+
+import explorer
+import links
+from vae_helpers import VAE, Autoencoder, elbo, fit, load_mnist, reconstruction_loss
+
+NAMES = ("AE", "VAE")
+
+
+# ---------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="module")
+def models():
+    mnist = load_mnist(sample=True, device="cpu")
+    found = {}
+    for kind, loss in ((Autoencoder, reconstruction_loss), (VAE, lambda *a: -elbo(*a))):
+        torch.manual_seed(0)
+        found["AE" if kind is Autoencoder else "VAE"] = model = kind(2)
+        fit(model, loss, mnist.train, steps=200)
+    with torch.no_grad():
+        codes = {"AE": found["AE"].encode(mnist.test), "VAE": found["VAE"].encode(mnist.test).mean}
+    return found, codes, mnist
+
+
+@pytest.fixture(scope="module")
+def tensors(models, tmp_path_factory):
+    """What the notebook's last cell saves: that cell itself, run on quickly trained models."""
+    found, codes, mnist = models
+    path = tmp_path_factory.mktemp("explorer") / "tensors.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAE_EXPLORER_TENSORS", str(path))
+        exec(explorer.SAVE, {"torch": torch, "models": {2: found}, "codes": codes, "mnist": mnist})
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def url(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("explorer") / "latent_explorer.html"
+    explorer.write(explorer.render(tensors), path)
+    return path.as_uri()
+
+
+@pytest.fixture
+def visit(browser, url):
+    """visit(**options) opens the page offline; at the end it must have been quiet."""
+    contexts, heard = [], []
+
+    def open_page(address=url, **options):
+        options = {"viewport": {"width": 1280, "height": 720}, "color_scheme": "light"} | options
+        context = browser.new_context(**options)
+        context.set_offline(True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: heard.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        page.on("request", lambda r: r.url == address or heard.append(f"request: {r.url[:80]}"))
+        page.goto(address)
+        settle(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert heard == []
+
+
+def wait(page, condition):
+    """Frame by frame: the page's policy forbids the eval that wait_for_function needs."""
+    page.evaluate(f"""async () => {{
+        const until = performance.now() + 5000;
+        while (!({condition})) {{
+            if (performance.now() > until) throw Error("not within 5 s");
+            await new Promise(requestAnimationFrame);
+        }}
+    }}""")
+
+
+def settle(page):
+    """Wait until what was moved is drawn."""
+    wait(page, "Object.values(explorer.state()).every((plane) => plane.drawn)")
+
+
+def state(page):
+    return {name: plane["z"] for name, plane in page.evaluate("explorer.state()").items()}
+
+
+def pictures(page):
+    settle(page)
+    urls = page.evaluate("[...document.querySelectorAll('.digit')].map((c) => c.toDataURL())")
+    return dict(zip(NAMES, urls, strict=True))
+
+
+def changed(page, act):
+    """Names of the planes whose decoded digit is another after act()."""
+    before = pictures(page)
+    act()
+    after = pictures(page)
+    return [name for name in NAMES if before[name] != after[name]]
+
+
+def plane(page, name):
+    return page.locator(".plane").nth(NAMES.index(name))
+
+
+def point(page, name, across, down):
+    """Window coordinates of a place on the plane, given as shares of its side."""
+    box = plane(page, name).bounding_box()
+    return box["x"] + across * box["width"], box["y"] + down * box["height"]
+
+
+# ------------------------------------------------------------------------------- without a browser
+
+
+def test_page_is_one_small_file_that_asks_for_nothing(tensors):
+    text = explorer.render(tensors)
+    assert len(text.encode()) <= explorer.LARGEST == 2_500_000
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?:|url\(|@import|<link(?! rel=\"icon\" href=\"data:)| src=", text)
+    assert "{{" not in text
+
+
+def test_template_holds_no_colours_of_its_own():
+    assert not re.search(r"#[0-9a-fA-F]{3,8}\b", explorer.TEMPLATE.read_text(encoding="utf-8"))
+
+
+def test_themes_are_those_of_the_figures_and_legible(monkeypatch):
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    for name in ("light", "dark"):
+        colours = dict(re.findall(r"--(\w+): (#\w{6});", explorer.theme(name)))
+        assert set(colours) == {"ink", "paper", "quiet", *NAMES}
+        for text in ("ink", "quiet"):
+            low, high = sorted(luminance(colours[key]) for key in (text, "paper"))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, text)
+    assert explorer.theme("light") != explorer.theme("dark")
+
+
+@pytest.mark.parametrize(
+    "broken", ["shape", "not finite"], ids=["another network", "weights not finite"]
+)
+def test_render_refuses_what_is_no_decoder(tensors, broken):
+    state = {key: value.clone() for key, value in tensors["decoders"]["AE"].items()}
+    if broken == "shape":
+        state["0.weight"] = torch.zeros(len(state["0.bias"]), 3)
+    else:
+        state["2.weight"][5, 5] = float("nan")
+    wrong = tensors | {"decoders": tensors["decoders"] | {"AE": state}}
+    with pytest.raises(ValueError, match="AE: .*decoder"):
+        explorer.render(wrong)
+
+
+def test_notebook_is_run_as_far_as_the_codes():
+    nb = explorer.shortened(links.read(explorer.NOTEBOOK))
+    assert [cell.cell_type for cell in nb.cells] == ["code"] * len(nb.cells)
+    assert explorer.LAST_CELL in nb.cells[-2].source and nb.cells[-1].source == explorer.SAVE
+    assert not any("save_figure(" in cell.source for cell in nb.cells)
+    nb.cells = nb.cells[:1]
+    with pytest.raises(ValueError, match="has no cell"):
+        explorer.shortened(nb)
+
+
+@pytest.fixture
+def attempt(tensors, tmp_path, monkeypatch, capsys):
+    """attempt(*options) is main() in an empty folder: its exit status, stderr and the files made."""
+    monkeypatch.setattr(explorer, "ROOT", tmp_path)
+    monkeypatch.setattr(explorer, "tensors_of_notebook", lambda: tensors)
+    monkeypatch.setattr(explorer.run_notebooks, "full_mnist", lambda: None)
+
+    def run(*options):
+        monkeypatch.setattr("sys.argv", ["explorer.py", *options])
+        status = explorer.main()
+        files = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+        return status, capsys.readouterr().err, files
+
+    return run
+
+
+def test_main_writes_one_file(attempt):
+    assert attempt() == (0, "", ["out/latent_explorer.html"])
+
+
+def test_page_that_is_too_large_is_not_written(attempt, monkeypatch):
+    monkeypatch.setattr(explorer, "LARGEST", 2_000_000)
+    status, err, files = attempt()
+    assert status == 1 and files == [] and err.count("\n") == 1
+    assert re.match(r"the page has \d+ bytes, and may have 2000000: nothing was written", err)
+
+
+def test_notebook_that_fails_gives_one_line(tmp_path, monkeypatch, capsys):
+    problem = "in cell [3]:\n----> 1 fit(model)\nValueError: no"
+    monkeypatch.setattr(explorer, "ROOT", tmp_path)
+    monkeypatch.setattr(explorer.run_notebooks, "execute", lambda nb, folder: problem)
+    monkeypatch.setattr("sys.argv", ["explorer.py"])
+    assert explorer.main() == 1
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"06_\S+ failed in cell \[3\]: ValueError: no: nothing was written\n", err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_get_no_page_of_the_sample(attempt, tensors, monkeypatch):
+    status, err, files = attempt("--in-place")
+    assert (status, files) == (1, []) and "full MNIST, got 'sample'" in err
+    monkeypatch.setattr(explorer, "tensors_of_notebook", lambda: tensors | {"source": "MNIST"})
+    assert attempt("--in-place") == (0, "", ["figures/latent_explorer.html"])
+
+
+def test_published_page_is_of_this_template():
+    path = links.ROOT / "figures" / "latent_explorer.html"
+    if not path.exists():
+        pytest.skip("nothing is published yet")
+    text = path.read_text(encoding="utf-8")
+    data, rest = explorer.data_of(text)
+    assert rest == explorer.page(""), "stale: run tools/explorer.py --in-place"
+    assert len(text.encode()) <= explorer.LARGEST and data["source"] == "MNIST"
+    numbers = {"w0": 800 * 4, "b0": 400 * 4, "high": 784 * 400 * 2, "low": 784 * 200}
+    numbers |= {"scale": 784 * 4, "b1": 784 * 4}  # bytes
+    assert list(data["models"]) == list(NAMES)
+    for model in data["models"].values():
+        sizes = {key: len(b64decode(v)) for key, v in model["decoder"].items()}
+        assert sizes == numbers
+        assert len(b64decode(model["codes"])) == 8 * len(data["labels"])
+
+
+# ---------------------------------------------------------------------------------- in the browser
+
+
+@pytest.mark.parametrize("logits", [None, 250], ids=["as trained", "as after 2000 steps"])
+@pytest.mark.parametrize("name", NAMES)
+def test_page_decodes_as_pytorch_does(visit, tensors, tmp_path, name, logits):
+    """Long training makes the logits large, and with them what rounding costs."""
+    generator = torch.Generator().manual_seed(1)
+    low, high = tensors["codes"][name].aminmax(dim=0)
+    inside = low + (high - low) * torch.rand(100, 2, generator=generator)
+    z = torch.cat([torch.randn(100, 2, generator=generator), inside])
+    state = {key: value.clone() for key, value in tensors["decoders"][name].items()}
+    hidden = torch.relu(z @ state["0.weight"].T + state["0.bias"])
+    if logits:
+        state["2.weight"] *= logits / (hidden @ state["2.weight"].T).abs().max()
+    expected = torch.sigmoid(hidden @ state["2.weight"].T + state["2.bias"])
+
+    other = tensors | {"decoders": tensors["decoders"] | {name: state}}
+    explorer.write(explorer.render(other), tmp_path / "page.html")
+    page = visit((tmp_path / "page.html").as_uri())
+    decode = f"(codes) => codes.map((z) => [...explorer.decode('{name}', ...z)])"
+    seen = torch.tensor(page.evaluate(decode, z.tolist()))
+    assert seen.shape == (200, 784)
+    worst = (seen - expected).abs().max().item()
+    print(f"largest error {worst:.1e}")
+    assert worst < 2e-4  # 1e-3 is promised; with 16 bits a weight it would be just about that
+    assert expected.std() > 0.1  # or all would agree
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mouse_moves_one_code(visit, name):
+    page = visit()
+    page.mouse.move(*point(page, name, 0.3, 0.3))
+    assert changed(page, lambda: page.mouse.move(*point(page, name, 0.6, 0.75))) == [name]
+    (left, right), (bottom, top) = page.evaluate("explorer.state()")[name]["limits"]
+    expected = [left + 0.6 * (right - left), top - 0.75 * (top - bottom)]
+    assert state(page)[name] == pytest.approx(expected, abs=0.01 * (right - left))
+
+
+def test_drag_ends_at_the_edge(visit):
+    page = visit()
+    page.mouse.move(*point(page, "VAE", 0.5, 0.5))
+    page.mouse.down()
+    page.mouse.move(*point(page, "VAE", 0.5, 1.3))
+    (_, _), (bottom, _) = page.evaluate("explorer.state()")["VAE"]["limits"]
+    assert state(page)["VAE"][1] == bottom
+
+
+def test_finger_moves_the_code_and_not_the_page(visit):
+    page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert changed(page, lambda: page.touchscreen.tap(*point(page, "AE", 0.2, 0.8))) == ["AE"]
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind, *where):
+        points = [{"x": where[0], "y": where[1]}] if where else []
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def drag():
+        touch("touchStart", *point(page, "AE", 0.2, 0.8))
+        for down in (0.7, 0.5, 0.3, 0.1):
+            touch("touchMove", *point(page, "AE", 0.5, down))
+        touch("touchEnd")
+
+    assert changed(page, drag) == ["AE"]
+    (left, right), (bottom, top) = page.evaluate("explorer.state()")["AE"]["limits"]
+    expected = [left + 0.5 * (right - left), top - 0.1 * (top - bottom)]
+    assert state(page)["AE"] == pytest.approx(expected, abs=0.01 * (right - left))
+    assert page.evaluate("scrollY") == 0
+
+
+def test_arrow_keys(visit):
+    page = visit()
+    page.evaluate("explorer.move('VAE', 1, 1)")
+    plane(page, "VAE").focus()
+    assert changed(page, lambda: page.keyboard.press("ArrowRight")) == ["VAE"]
+    small = state(page)["VAE"][0] - 1
+    for key in ("ArrowLeft", "ArrowUp", "Shift+ArrowDown"):
+        page.keyboard.press(key)
+    assert small > 0
+    assert state(page)["VAE"] == pytest.approx([1, 1 - 4 * small])
+    assert changed(page, lambda: page.keyboard.press("Home")) == ["VAE"]
+    assert state(page)["VAE"] == [0, 0]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sliders(visit, axis):
+    page = visit()
+    page.evaluate("explorer.move('AE', 0.123456, -0.654321)")
+    settle(page)
+    slider = page.get_by_role("slider", name=f"AE, z{axis + 1}", exact=True)
+    assert float(slider.input_value()) == pytest.approx([0.123456, -0.654321][axis], abs=1e-4)
+    slider.focus()
+    assert changed(page, lambda: [page.keyboard.press("ArrowRight") for _ in range(5)]) == ["AE"]
+    z = state(page)["AE"]
+    assert z[axis] > [0.123456, -0.654321][axis] + 0.1
+    assert z[1 - axis] == [0.123456, -0.654321][1 - axis]
+    assert slider.get_attribute("aria-valuetext") == f"{z[axis]:.2f}"
+
+
+def test_draw_from_the_prior(visit):
+    page = visit()
+    button = page.get_by_role("button", name="Draw from the prior")
+    assert changed(page, button.click) == list(NAMES)
+    assert "AE never was" in page.locator("#note").inner_text()
+    draws = page.evaluate("""Array.from({length: 500}, () => {
+        document.getElementById("prior").click();
+        return Object.values(explorer.state()).map((plane) => plane.z);
+    })""")
+    ae, vae = torch.tensor(draws).unbind(1)  # (500, 2) each
+    inside = (ae.abs() < 3).all(1)
+    assert torch.equal(ae[inside], vae[inside])
+    assert inside.float().mean() > 0.95
+    assert vae.mean(0).abs().max() < 0.25 and (vae.std(0) - 1).abs().max() < 0.2
+
+
+def test_same_digit(visit, tensors):
+    page = visit()
+    button = page.get_by_role("button", name="Same digit")
+    seen = set()
+    for _ in range(5):
+        button.click()
+        z = {name: torch.tensor(at) for name, at in state(page).items()}
+        gaps = {name: (tensors["codes"][name] - z[name]).norm(dim=1) for name in NAMES}
+        row = (gaps["AE"] + gaps["VAE"]).argmin().item()
+        assert max(gaps[name][row] for name in NAMES) < 1e-5
+        assert f"a {tensors['labels'][row]}," in page.locator("#note").inner_text()
+        seen.add(row)
+    assert len(seen) > 1
+    page.evaluate("explorer.move('AE', 0, 0); explorer.move('VAE', 0, 0)")
+    assert changed(page, button.click) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_status_tells_code_and_neighbours_and_not_too_often(visit, tensors, name):
+    page = visit()
+    status = page.locator(".status").nth(NAMES.index(name))
+    assert status.get_attribute("aria-live") == "polite"
+    page.wait_for_timeout(400)
+    updates = page.evaluate(
+        """async (index) => {
+        const element = document.querySelectorAll(".status")[index];
+        let updates = 0;
+        new MutationObserver(() => updates++).observe(element, { childList: true });
+        const until = performance.now() + 1000;
+        while (performance.now() < until) {
+            explorer.move(element.textContent.split(":")[0], Math.random(), Math.random());
+            await new Promise(requestAnimationFrame);
+        }
+        return updates;
+    }""",
+        NAMES.index(name),
+    )
+    assert 1 <= updates <= 4
+    page.evaluate(f"explorer.move('{name}', 1.2, -0.4)")
+    page.wait_for_timeout(400)
+    gaps = (tensors["codes"][name] - torch.tensor([1.2, -0.4])).norm(dim=1)
+    near = tensors["labels"][gaps.topk(5, largest=False).indices].tolist()
+    expected = f"{name}: z = (1.20, -0.40). Nearest test digits: {', '.join(map(str, near))}"
+    assert status.inner_text().replace("\u00a0", " ").replace("\n", " ") == expected
+
+
+def test_moved_code_is_drawn_within_a_frame(visit):
+    page = visit()
+    times = page.evaluate("""async () => {
+        const times = [];
+        for (let n = 0; n < 100; n++) {
+            explorer.move("AE", Math.cos(n), Math.sin(n));
+            while (!explorer.state().AE.drawn) await new Promise(requestAnimationFrame);
+            times.push(explorer.state().AE.ms);
+        }
+        return times;
+    }""")
+    median = statistics.median(times)
+    print(f"median {median:.2f} ms, largest {max(times):.2f} ms")
+    assert 0 < median <= 16
+
+
+def test_dark_and_back_while_it_is_open(visit):
+    page = visit(color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    plane_picture = "document.querySelector('.background').toDataURL()"
+    dark = page.evaluate(background), page.evaluate(plane_picture), pictures(page)
+    page.emulate_media(color_scheme="light")
+    wait(page, f"{plane_picture} !== {dark[1]!r}")
+    light = page.evaluate(background), page.evaluate(plane_picture), pictures(page)
+    assert dark[0] == "rgb(16, 20, 24)" and light[0] == "rgb(255, 255, 255)"
+    assert all(light[2][name] != dark[2][name] for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "width, height, sharp", [(1280, 720, 1), (1024, 768, 1), (1920, 1080, 2), (390, 844, 3)]
+)
+def test_fits_the_window(visit, width, height, sharp):
+    page = visit(viewport={"width": width, "height": height}, device_scale_factor=sharp)
+    page.wait_for_timeout(400)
+    size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    across, down = page.evaluate(size)
+    for name in NAMES:  # the longest code that the plane has
+        page.evaluate(f"explorer.move('{name}', -99, -99)")
+    page.wait_for_timeout(400)
+    assert page.evaluate(size) == [across, down]
+    assert across <= width
+    assert down <= height or width < 1280  # without scrolling, from 1280 x 720 on
+    assert plane(page, "AE").bounding_box()["width"] >= 290
+    drawn, shown = page.evaluate(
+        "[...document.querySelectorAll('.background')].map((c) => [c.width, c.clientWidth])[0]"
+    )
+    assert drawn == pytest.approx(sharp * shown, abs=sharp)
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('h1, h2, p, label, button')]"
+        ".map((e) => parseFloat(getComputedStyle(e).fontSize))"
+    )
+    assert min(sizes) >= 18
+
+
+def test_structure(visit):
+    page = visit()
+    assert page.evaluate("document.documentElement.lang") == "en"
+    levels = page.evaluate(
+        "[...document.querySelectorAll('h1,h2,h3,h4')].map((e) => +e.tagName[1])"
+    )
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    for name in NAMES:
+        assert page.get_by_role("application", name=f"Code plane of the {name}.").count() == 1
+    stops = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.className || document.activeElement.id"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    assert stops == ["prior", "same", "plane", "", "", "plane", "", ""]

@@ -1,0 +1,227 @@
+"""The latent explorer: one page, without a network, in which notebook 06's decoders run.
+
+python tools/explorer.py               make explorer: writes out/latent_explorer.html
+python tools/explorer.py --in-place    for maintainers: writes figures/latent_explorer.html, on the
+                                       full MNIST only
+
+The models are the notebook's own: its cells are run as far as the codes, in about two minutes.
+"""
+
+import argparse
+import base64
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import matplotlib.pyplot as plt
+import nbformat
+import torch
+from matplotlib.figure import Figure
+
+import links
+import run_notebooks
+import vae_helpers
+
+ROOT = links.ROOT
+NOTEBOOK = ROOT / "notebooks/06_two_latent_spaces.ipynb"
+TEMPLATE = ROOT / "tools/explorer.html"
+LAST_CELL = "codes = {name: encode("  # in the last of the notebook's cells that is needed
+LARGEST = 2_500_000  # bytes
+DATA = re.compile(r'(<script type="application/json" id="data">).*?(</script>)', re.DOTALL)
+
+SAVE = """
+import os
+
+names, shown = ("AE", "VAE"), 2000  # the dots on a plane
+decoders = {name: models[2][name].decoder.state_dict() for name in names}
+torch.save(
+    {
+        "decoders": {n: {k: v.cpu() for k, v in d.items()} for n, d in decoders.items()},
+        "codes": {name: codes[name][:shown].cpu().clone() for name in names},
+        "labels": mnist.test_labels[:shown].cpu().clone(),
+        "source": mnist.source,
+    },
+    os.environ["VAE_EXPLORER_TENSORS"],
+)
+"""
+
+TITLES = {
+    "AE": ("Autoencoder (AE)", " The AE has no prior."),
+    "VAE": ("Variational autoencoder (VAE)", ""),
+}
+
+
+# ------------------------------------------------------------------------------------------ models
+
+
+def shortened(nb):
+    """The notebook's code as far as the codes, and a cell that saves what the page needs."""
+    cells = [cell for cell in nb.cells if cell.cell_type == "code"]
+    ends = [i for i, cell in enumerate(cells) if LAST_CELL in cell.source]
+    if not ends:
+        raise ValueError(f"{NOTEBOOK.name} has no cell with {LAST_CELL!r}")
+    nb.cells = cells[: ends[0] + 1] + [nbformat.v4.new_code_cell(SAVE)]
+    return nb
+
+
+def tensors_of_notebook():
+    """What SAVE saved. Errors: RuntimeError if a cell fails, with its last line."""
+    nb = shortened(links.read(NOTEBOOK))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tensors.pt"
+        with mock.patch.dict(os.environ, VAE_EXPLORER_TENSORS=str(path)):
+            problem = run_notebooks.execute(nb, NOTEBOOK.parent)
+        if problem:
+            where, *_, what = problem.splitlines()
+            raise RuntimeError(f"{NOTEBOOK.name} failed {where} {what}")
+        return torch.load(path, weights_only=True)
+
+
+# -------------------------------------------------------------------------------------------- page
+
+
+def theme(name):
+    """The theme's colours as CSS. The module has those of one theme: a second copy is asked."""
+    with mock.patch.dict(os.environ, VAE_THEME=name), plt.rc_context():
+        spec = importlib.util.find_spec("vae_helpers")
+        copy = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(copy)
+    colours = {"ink": copy.INK, "paper": copy.PAPER, "quiet": copy.QUIET}
+    colours |= {model: copy.COLOURS[model] for model in TITLES}
+    return " ".join(f"--{key}: {value};" for key, value in colours.items())
+
+
+def page(data):
+    """The template with the two themes and the data, a string, in their places."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for key, value in {"LIGHT": theme("light"), "DARK": theme("dark"), "DATA": data}.items():
+        text = text.replace("{{" + key + "}}", value)
+    return text
+
+
+def data_of(text):
+    """The data of a page: (parsed, the page without them)."""
+    found = DATA.search(text)
+    inner = text[found.end(1) : found.start(2)]
+    return json.loads(inner), DATA.sub(r"\1\2", text)
+
+
+def packed(values, kind):
+    """Numbers as base64; `kind` is numpy's, little-endian as in every browser."""
+    return base64.b64encode(values.numpy().astype(kind).tobytes()).decode("ascii")
+
+
+def packed_decoder(name, state):
+    """A decoder's weights as text: the output layer in 20 bits a weight, the rest in float32.
+
+    With 16 bits a pixel would err by up to 0.001, because the AE's codes reach far out and its
+    logits with them.
+    """
+    w0, b0, w1, b1 = (state[key] for key in ("0.weight", "0.bias", "2.weight", "2.bias"))
+    hidden = len(b0)
+    shapes = [tuple(part.shape) for part in (w0, b0, w1, b1)]
+    if shapes != [(hidden, 2), (hidden,), (784, hidden), (784,)] or hidden % 2:
+        raise ValueError(f"{name}: not a decoder 2-hidden-784, hidden even; its shapes: {shapes}")
+    if not all(torch.isfinite(part).all() for part in (w0, b0, w1, b1)):
+        raise ValueError(f"{name}: the decoder has weights that are not finite")
+    scale = (w1.abs().amax(1) / (2**19 - 1)).clamp(min=1e-30)  # (784,)
+    whole = (w1.double() / scale.double()[:, None]).round().long().flatten()  # signed, 20 bits
+    nibbles = (whole & 15).reshape(-1, 2)  # two to a byte, the first one low
+    return {
+        "w0": packed(w0, "<f4"),
+        "b0": packed(b0, "<f4"),
+        "high": packed(whole >> 4, "<i2"),
+        "low": packed(nibbles[:, 0] + 16 * nibbles[:, 1], "u1"),
+        "scale": packed(scale, "<f4"),
+        "b1": packed(b1, "<f4"),
+    }
+
+
+def square_around(z, margin=1.08):
+    """Limits of a square that holds all codes shown, and the prior's rings (notebook 06)."""
+    low, high = z.amin(0).clamp(max=-3.2), z.amax(0).clamp(min=3.2)
+    centre, half = (low + high) / 2, margin * (high - low).max().item() / 2
+    return [[round(c - half, 4), round(c + half, 4)] for c in centre.tolist()]
+
+
+def marks(z, labels):
+    """[digit, z1, z2] of each class, where the notebooks' figures write it."""
+    texts = vae_helpers.plot_latent_space(z, labels, Figure().add_subplot()).texts
+    return [[text.get_text(), *(round(c, 4) for c in text.get_position())] for text in texts]
+
+
+def render(tensors):
+    """The page as text, of what SAVE saves.
+
+    Errors: ValueError for decoders that are not 2-hidden-784, and for a page that is too large.
+    """
+    labels = tensors["labels"]
+    models = {}
+    for name, (title, remark) in TITLES.items():
+        z = tensors["codes"][name]
+        models[name] = {
+            "title": title,
+            "legend": f"Rings: the prior’s 1, 2 and 3 standard deviations.{remark}",
+            "limits": square_around(z),
+            "marks": marks(z, labels),
+            "codes": packed(z, "<f4"),
+            "decoder": packed_decoder(name, tensors["decoders"][name]),
+        }
+    data = {
+        "source": tensors["source"],
+        "labels": "".join(str(label) for label in labels.tolist()),
+        "colours": vae_helpers.DIGIT_COLOURS,
+        "models": models,
+    }
+    text = page(json.dumps(data).replace("<", "\\u003c"))  # or "</script>" would end the data
+    size = len(text.encode("utf-8"))
+    if size > LARGEST:
+        raise ValueError(f"the page has {size} bytes, and may have {LARGEST}")
+    return text
+
+
+def write(text, path):
+    """All or nothing: a page that is half written never has its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".part")
+    half.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(half, path)
+
+
+def make(in_place):
+    path = ROOT / ("figures" if in_place else "out") / "latent_explorer.html"
+    if in_place:  # everybody gets the same page, whatever the maintainer has set
+        for name in ("VAE_SEED", "VAE_THEME"):
+            os.environ.pop(name, None)
+        problem = run_notebooks.full_mnist()  # ask before two minutes of training, not after
+        if problem:
+            raise ValueError(f"--in-place needs the full MNIST, and {problem}")
+    tensors = tensors_of_notebook()
+    if in_place and tensors["source"] != "MNIST":
+        raise ValueError(f"--in-place needs the full MNIST, got {tensors['source']!r}")
+    text = render(tensors)
+    write(text, path)
+    print(f"{path.relative_to(ROOT).as_posix()}: {len(text.encode('utf-8')) / 1e6:.2f} MB")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--in-place", action="store_true", help="for maintainers: into figures/")
+    arguments = parser.parse_args()
+    try:
+        make(arguments.in_place)
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"{error}: nothing was written", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
