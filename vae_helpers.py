@@ -610,6 +610,7 @@ COLOURS = {
     "VAE": "#E69F00" if DARK else "#C25400",
     "other": QUIET,
 }
+GREEN, PINK = ("#009E73", "#F5B8D8") if DARK else ("#00573D", "#8E2A6E")  # a third and a fourth
 # Ten classes: Petroff's accessible cycle (arXiv 2107.02270).
 DIGIT_COLOURS = (
     "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
@@ -631,15 +632,7 @@ plt.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "image.cmap": "gray" if DARK else "gray_r",
-        "axes.prop_cycle": plt.cycler(
-            color=[
-                COLOURS["AE"],
-                COLOURS["VAE"],
-                "#009E73" if DARK else "#00573D",
-                "#F5B8D8" if DARK else "#8E2A6E",
-                QUIET,
-            ]
-        ),
+        "axes.prop_cycle": plt.cycler(color=[COLOURS["AE"], COLOURS["VAE"], GREEN, PINK, QUIET]),
         "svg.hashsalt": "learn-vae",  # the same figure gives the same file
         **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], PAPER),
         **dict.fromkeys(

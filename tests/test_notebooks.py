@@ -26,6 +26,7 @@ import claims
 import gallery
 import links
 import run_notebooks
+import slides
 
 ROOT = links.ROOT
 NOTEBOOKS, SOLUTIONS = links.notebooks(), links.solutions()
@@ -721,6 +722,16 @@ def test_publish_renews_all_or_nothing(small_project):
     assert list(check_format(nb)) == []
 
 
+def test_figures_of_a_theme_have_a_folder_of_their_own(small_project):
+    result = run("tools/run_notebooks.py", "--figures", "dark", cwd=small_project)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [path.name for path in sorted((small_project / "out").iterdir())] == ["figures-dark"]
+    made = sorted(path.name for path in (small_project / "out/figures-dark").iterdir())
+    assert made == ["01-new.png", "01-new.svg"]
+    result = run("tools/run_notebooks.py", "--figures", "pink", cwd=small_project)
+    assert result.returncode == 2 and "invalid choice: 'pink'" in result.stderr
+
+
 def test_make_notebooks_goes_on_after_a_failure_and_changes_nothing(small_project):
     path = small_project / "notebooks/01_a.ipynb"
     nb = links.read(path)
@@ -738,6 +749,25 @@ def test_make_notebooks_goes_on_after_a_failure_and_changes_nothing(small_projec
     stored = links.read(small_project / "out/notebooks/02_b.ipynb")
     assert [output.text for output in stored.cells[1].outputs] == ["2"]
     assert (small_project / "out/figures/01-new.svg").exists()
+
+
+def test_pages_have_the_alt_texts():
+    nb = sound()
+    nb.cells[2].outputs = [
+        picture(**{"image/png": {"alt": 'a "b"', "width": 960}, "figure": "03-a"})
+    ]
+    page = run_notebooks.to_html(nb, "3 · Look at it", [])
+    (image,) = re.findall(r"<img[^>]*>", page)
+    assert "alt='a \"b\"'" in image and 'width="960"' in image
+    assert "No description" not in page
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+def test_cells_say_which_are_slides(path):
+    nb = links.read(path)
+    before = nbformat.writes(nb)
+    slides.set_slide_types(nb)
+    assert nbformat.writes(nb) == before, "stale: python tools/slides.py --types"
 
 
 def test_pages_need_no_network(tmp_path):

@@ -26,6 +26,7 @@ from nbconvert import HTMLExporter
 import claims
 import gallery
 import links
+import slides
 
 ROOT = links.ROOT
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -196,6 +197,8 @@ def publish():
         # From here on only files are moved: nothing that takes long or is likely to fail.
         for path, nb in done:
             links.set_nav(nb, links.nav_line(path))
+            if path in links.notebooks():
+                slides.set_slide_types(nb)
             links.write(nb, path)
         figures = ROOT / "figures"
         figures.mkdir(exist_ok=True)
