@@ -532,6 +532,7 @@ def test_the_table_in_the_readme_is_the_series():
 DISTRIBUTIONS = {
     "IPython": "ipython",
     "PIL": "pillow",
+    "jupyter_server": "jupyterlab",  # comes with it
     "pptx": "python-pptx",
     "sklearn": "scikit-learn",
 }

@@ -32,7 +32,7 @@ TITLE = "From autoencoder to VAE"
 PAGE = (13 + 1 / 3, 7.5)  # inches, 16:9
 HEAD, FOOT, MARGIN = 0.5, 0.28, 0.15  # what a figure leaves free above, below and beside it
 
-# headline: the figure's own suptitle, or None; cell: the number of the cell that makes it
+# headline: the figure's own suptitle ("" if computed), or None; cell: the number of the cell that makes it
 Figure = namedtuple("Figure", "name alt headline cell")
 
 
@@ -42,11 +42,11 @@ def plain(text):
 
 
 def headline(source):
-    """The text that a cell's code gives to suptitle; None if there is none, or a computed one."""
+    """The text that a cell's code gives to suptitle; "" if it is computed, None if there is none."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "suptitle":
-            if node.args and isinstance(node.args[0], ast.Constant):
-                return plain(node.args[0].value)
+            constant = node.args and isinstance(node.args[0], ast.Constant)
+            return plain(node.args[0].value) if constant else ""
     return None
 
 
