@@ -173,6 +173,16 @@ def test_the_pictures_own_title_is_cut_off_and_nothing_else(figure_slides, words
         assert sum(a != b for a, b in zip(inked, inked[1:], strict=False)) == 2  # one band of type
 
 
+def test_pictures_to_flip_between_lie_in_the_same_place(figure_slides):
+    images = {pictures(slide)[0].name: pictures(slide)[0] for slide in figure_slides}
+    twins = [name for name in images if name.endswith("-ae") and name[:-2] + "vae" in images]
+    assert "06-plane-ae" in twins
+    for name in twins:
+        ae, vae = images[name], images[name[:-2] + "vae"]
+        for place in ("left", "top", "width", "height", "crop_top", "crop_bottom"):
+            assert getattr(ae, place) == getattr(vae, place), (name, place)
+
+
 def drawn(*bands):
     picture = Image.new("RGB", (320, 180), "#101418")
     for top, bottom in bands:
