@@ -8,7 +8,7 @@ THEME = light
 # With MPLBACKEND=Agg set by the user or by CI, kernels would show no figures.
 unexport MPLBACKEND
 
-.PHONY: help notebooks lab test figures slides explorer seeds publish clean
+.PHONY: help notebooks lab test figures slides explorer bench seeds publish clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -33,12 +33,16 @@ slides: .venv/.installed  ## the figures as a deck, in out/slides/; with THEME=d
 explorer: .venv/.installed  ## the latent explorer as one file, out/latent_explorer.html
 	$(PY) tools/explorer.py
 
-seeds: .venv/.installed  ## every claim over five seeds and on the sample, about an hour; goes on where it was stopped
+bench: .venv/.installed  ## how fast the series is on this machine, beside the usual way and the floor, in out/benchmarks.md
+	$(PY) tests/benchmarks/bench.py
+
+seeds: .venv/.installed  ## every claim over ten seeds and on the sample, about an hour and a half; goes on where it was stopped
 	$(PY) tools/seeds.py
 
-publish: .venv/.installed  ## for maintainers: renew stored outputs, figures/ and the gallery, on the full MNIST
+publish: .venv/.installed  ## for maintainers: renew stored outputs, figures/, the gallery and the benchmark, on the full MNIST
 	$(PY) tools/run_notebooks.py --in-place
 	$(PY) tools/explorer.py --in-place
+	$(PY) tests/benchmarks/bench.py --in-place
 
 clean:  ## remove what the commands made, except .venv/ and data/, which take long to get
 	rm -rf out build .pytest_cache .ruff_cache *.egg-info

@@ -416,7 +416,9 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
         try:
             for step in range(steps):
                 rows = next(batches)
-                value = loss(model, *(tensor.index_select(0, rows.to(tensor.device)) for tensor in tensors))
+                value = loss(
+                    model, *(tensor.index_select(0, rows.to(tensor.device)) for tensor in tensors)
+                )
                 if value.shape != rows.shape:
                     raise ValueError(
                         f"the loss must give (B,) = {tuple(rows.shape)}, got {tuple(value.shape)}"

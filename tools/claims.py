@@ -98,7 +98,7 @@ STATEMENTS = [
     (
         "What makes a VAE's latent space is the noise.",
         "Without the KL the noise is switched off; the KL gives the codes a place and a scale.",
-        ["d = 2, VAE without KL: sigma / spread", "d = 2: sigma / spread, VAE over"],
+        ["d = 2, VAE without KL: sigma / spread", "d = 2: sigma / spread, VAE without KL over"],
     ),
 ]
 

@@ -2,7 +2,7 @@
 
 python tools/seeds.py [01 03]    these notebooks only
 
-Runs each notebook for the seeds 0 to 4 on the full MNIST and 0 on the offline sample, one after the
+Runs each notebook for the seeds 0 to 9 on the full MNIST and 0 to 2 on the offline sample, one after the
 other, and writes what `claim` recorded to out/seeds/, with a table over seeds in README.md there.
 It can be stopped at any time: what is done is kept, and not done again until the notebook's code or
 vae_helpers.py changes. Ends with 1 if a claim failed, or a notebook.
@@ -21,7 +21,7 @@ import run_notebooks
 import vae_helpers
 
 OUT = links.ROOT / "out/seeds"
-SEEDS = {"MNIST": range(5), "sample": range(1)}
+SEEDS = {"MNIST": range(10), "sample": range(3)}
 
 
 def digest(nb):
