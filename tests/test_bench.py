@@ -1,0 +1,90 @@
+"""The benchmark's report, from results that are made up; nothing here is timed."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests/benchmarks"))
+
+import bench  # noqa: E402
+
+
+@pytest.fixture
+def results():
+    return {
+        "machine": "an abacus, 2 threads",
+        "epoch": {"250": [[[1.0, 1.2], [1.0, 1.4], [2.0, 3.2]]], "500": [[[1.0, 1.7]]]},
+        "usual": {"epochs": [3.0] * 10, "bound": -105.5},
+        "ours": [{"seconds": 5.0, "bound": -105.0}, {"seconds": 6.0, "bound": -105.4}],
+        "import": {"vae_helpers": [1.1, 1.3], "torch": [1.0, 1.0]},
+        "notebooks": {
+            "a.ipynb": {"seconds": 50, "memory": 1.5},
+            "b.ipynb": {"seconds": 40, "memory": None},
+        },
+        "growth": {"an epoch by images": {"10": 0.5, "20": 1.0}},
+        "log_likelihood": {"seconds": 33.0, "memory": 0.2},
+    }
+
+
+def row(text, what):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {what}")]
+    return line
+
+
+def test_ratios_are_medians_of_ratios(results):
+    text = bench.report(results)
+    assert "| 1.40 (1.20 to 1.60) | at most 1.5: met |" in row(
+        text, "`fit` over the floor, batches of 250"
+    )
+    assert "at most 1.5: **missed**" in row(text, "`fit` over the floor, batches of 500")
+    assert "| 5.5 |" in row(text, "the usual way over ours")
+    assert "1.20 (1.10 to 1.30) | at most 1.15: **missed**" in row(text, "import of vae_helpers")
+    assert "| 3.0 |" in row(text, "the six notebooks over")
+    assert "| 1.50 GB | at most 2: met |" in row(text, "largest peak memory")
+
+
+def test_a_bound_that_was_not_reached_is_told(results):
+    assert "met" in row(bench.report(results), "test bound after ours")
+    results["ours"][1]["bound"] = -105.6
+    assert "**missed**" in row(bench.report(results), "test bound after ours")
+
+
+def test_the_published_results_are_of_this_benchmark(results):
+    """The rows of RESULTS.md are those that the code makes now, and the README leads to them."""
+
+    def names(text):
+        rows = re.findall(r"^\| ([^|]+?) \|", text.split("## Each notebook")[0], re.M)
+        return [re.sub(r"\d+", "N", name) for name in rows]
+
+    published = (ROOT / "tests/benchmarks/RESULTS.md").read_text(encoding="utf-8")
+    assert names(published) == names(bench.report(results))
+    assert "nan" not in published and bench.settings() in published
+    assert "(tests/benchmarks/RESULTS.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_floor_has_the_products_of_a_step(monkeypatch):
+    """Shapes counted by autograd: the products of a real step are those of the floor, no fewer."""
+
+    def products(task):
+        with torch.profiler.profile(record_shapes=True) as profile:
+            task()
+        found = []
+        for event in profile.events():
+            if event.name in ("aten::mm", "aten::addmm"):
+                a, b = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+                found.append(tuple(sorted((a[0], a[1], b[1]))))
+        return sorted(found)
+
+    x, vae = torch.rand(16, 784), bench.new_vae().to("cpu")
+
+    def step():
+        mu, log_var = vae.encoder(x).chunk(2, dim=-1)
+        logits = vae.decoder(mu + log_var.exp())
+        F.binary_cross_entropy_with_logits(logits, x).backward()
+
+    assert products(bench.floor(x)) == products(step)
