@@ -179,7 +179,10 @@ def _find_or_download(name, folder):
                 f"{broken[0]} is not the published {name} file (wrong checksum) and could not be "
                 "downloaded again: delete it, or put a good copy there"
             ) from error
-        return f"{name} is not in {_shown(folder)} and could not be downloaded"
+        why = getattr(error, "strerror", None)  # "No space left on device", for instance
+        return f"{name} is not in {_shown(folder)} and could not be downloaded" + (
+            f" ({why})" if why else ""
+        )
     finally:
         socket.setdefaulttimeout(timeout)
         shutil.rmtree(aside, ignore_errors=True)
@@ -411,9 +414,9 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
     # On stdout, because a notebook shows stderr as a red box.
     bar = tqdm(total=steps, file=sys.stdout, mininterval=0.5, ncols=80)
     with bar, torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
-        torch.manual_seed(seed)
-        batches = _batches(lengths[0], batch_size, torch.Generator().manual_seed(seed))
         try:
+            torch.manual_seed(seed)
+            batches = _batches(lengths[0], batch_size, torch.Generator().manual_seed(seed))
             for step in range(steps):
                 rows = next(batches)
                 value = loss(
@@ -439,7 +442,7 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
                 if step % 50 == 0 or step == steps - 1:
                     bar.set_postfix_str(f"loss {np.mean(history[-100:]):.1f}", refresh=False)
         except KeyboardInterrupt:
-            bar.set_postfix_str("stopped: the model keeps what it has learnt", refresh=False)
+            bar.set_postfix_str("stopped: learning is kept", refresh=False)
     return np.array(history)
 
 
@@ -734,9 +737,10 @@ def save_figure(fig, name, alt):
 
     name  notebook's number and words, such as "06-latent-spaces"; saving again overwrites
     alt   what the figure shows and what to conclude, for those who cannot see it
-    The files go to VAE_FIGURES_DIR, else out/figures/. Nothing is written unless both can be made.
+    The files go to VAE_FIGURES_DIR, else out/figures/, if that can be written. Nothing is written
+    unless both can be made.
     Errors: ValueError for a bad name, an empty alt text, a shape other than 16:9, type under 14
-    points.
+    points; OSError if VAE_FIGURES_DIR cannot be written.
     """
     if not re.fullmatch(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*", str(name)):
         raise ValueError(
@@ -769,9 +773,17 @@ def save_figure(fig, name, alt):
             fig.savefig(buffer, format=suffix, metadata=about | metadata, **settings)
             files[suffix] = buffer.getvalue()
     folder = _from_root(os.environ.get("VAE_FIGURES_DIR") or "out/figures")
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, content in files.items():
-        (folder / f"{name}.{suffix}").write_bytes(content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, content in files.items():
+            (folder / f"{name}.{suffix}").write_bytes(content)
+    except OSError as error:
+        if os.environ.get("VAE_FIGURES_DIR"):
+            raise  # somebody wants these files; in a read-only checkout the lesson goes on
+        print(
+            f"{name} is shown, but not saved: {_shown(folder)} cannot be written "
+            f"({error.strerror}); VAE_FIGURES_DIR can name another folder"
+        )
     _display(files["png"], name, alt)
     plt.close(fig)  # or the notebook would show it a second time
 

@@ -240,7 +240,8 @@ def test_a_data_folder_on_a_read_only_disk(tmp_path):
 # ------------------------------------------------------------------------------------ the training
 
 
-def test_the_kernels_stop_button_keeps_what_was_learnt():
+@pytest.mark.parametrize("sign", ["?it/s", "loss"], ids=["at once", "later"])
+def test_the_kernels_stop_button_keeps_what_was_learnt(sign):
     """A real kernel, really interrupted: no error, the history so far, and the next cell runs."""
     manager, client = start_new_kernel(env=os.environ | {"PYTHONPATH": str(v.ROOT)})
 
@@ -249,9 +250,9 @@ def test_the_kernels_stop_button_keeps_what_was_learnt():
         request = client.execute(code)
         if interrupt:
             deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:  # until it trains
+            while time.monotonic() < deadline:  # until the bar says so
                 message = client.get_iopub_msg(timeout=60)
-                if "it/s" in message["content"].get("text", ""):
+                if sign in message["content"].get("text", ""):
                     break
             manager.interrupt_kernel()
         while True:
@@ -259,7 +260,7 @@ def test_the_kernels_stop_button_keeps_what_was_learnt():
             if message["parent_header"].get("msg_id") != request:
                 continue
             if message["msg_type"] == "error":
-                printed.append(message["content"]["evalue"])
+                printed.append("\n".join(message["content"]["traceback"]))
             printed.append(message["content"].get("text", ""))
             if message["content"].get("execution_state") == "idle":
                 return client.get_shell_msg(timeout=60)["content"]["status"], "".join(printed)
@@ -270,9 +271,10 @@ def test_the_kernels_stop_button_keeps_what_was_learnt():
         assert run(code)[0] == "ok"
         code = "history = v.fit(vae, lambda m, x: -v.elbo(m, x), torch.rand(500, 784), steps=10**6)"
         status, printed = run(code, interrupt=True)
-        assert status == "ok" and "stopped: the model keeps what it has learnt" in printed
+        assert status == "ok", printed
+        assert "stopped: learning is kept" in printed
         code = "import numpy as np\nmoved = (vae.encoder[0].weight - before).abs().max().item()\n"
-        code += "print(0 < len(history) < 10**6, np.isfinite(history).all(), moved > 0)"
+        code += "print(len(history) < 10**6, np.isfinite(history).all(), (moved > 0) == (len(history) > 0))"
         status, printed = run(code)
         assert status == "ok" and printed.strip() == "True True True"
     finally:

@@ -1045,6 +1045,18 @@ def test_nothing_is_half_written(figures, monkeypatch):
     assert not figures.exists()
 
 
+def test_a_checkout_that_cannot_be_written_stops_no_lesson(tmp_path, monkeypatch, capsys):
+    """Without VAE_FIGURES_DIR nobody asked for files; with it somebody did."""
+    monkeypatch.setattr(v, "ROOT", tmp_path)
+    (tmp_path / "out").write_text("a file where the folder should be")
+    save_figure(plt.figure(), "01-a", "A blank page.")
+    out = capsys.readouterr().out
+    assert_told(out.strip(), "01-a is shown, but not saved: out/figures/", "VAE_FIGURES_DIR")
+    monkeypatch.setenv("VAE_FIGURES_DIR", "out/figures")
+    with pytest.raises(OSError):
+        save_figure(plt.figure(), "01-a", "A blank page.")
+
+
 @pytest.mark.parametrize("setting, folder", [("some/where", "some/where"), (None, "out/figures")])
 def test_figures_folder_counts_from_the_module(tmp_path, monkeypatch, setting, folder):
     (tmp_path / "notebooks").mkdir()
