@@ -208,7 +208,7 @@ def privileged(what):
     probe = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     if shutil.which("unshare") and subprocess.run(probe, capture_output=True).returncode == 0:
         return
-    if os.environ.get("VAE_FAULTS") == "required":
+    if os.environ.get("VAE_FAULTS"):
         pytest.fail(f"{what} needs the right to mount, and here it must be there")
     pytest.skip(f"{what} needs the right to mount")
 
