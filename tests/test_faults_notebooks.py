@@ -77,7 +77,9 @@ def test_twice_in_one_kernel_under_harsh_conditions(path, checkout, tmp_path):
     strict = new_code_cell(
         "import vae_helpers, warnings\n"
         f"assert vae_helpers.__file__.startswith({str(checkout)!r}), vae_helpers.__file__\n"
-        "warnings.simplefilter('error')"
+        "warnings.simplefilter('error')\n"
+        # Of PyTorch's and NumPy's making, whenever a tensor is drawn.
+        "warnings.filterwarnings('ignore', '__array__ implementation', DeprecationWarning)"
     )
     once = [cell for cell in nb.cells if cell.cell_type == "code"]
     nb.cells = [strict, *once, *(new_code_cell(cell.source) for cell in once)]

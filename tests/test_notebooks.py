@@ -539,6 +539,7 @@ DISTRIBUTIONS = {
 CONDA = {
     "torch": "pytorch",
     "matplotlib": "matplotlib-base",
+    "jupyter-client": "jupyter_client",
     "jupyter-server-mathjax": "jupyter_server_mathjax",
 }
 
@@ -565,7 +566,8 @@ def imported(source):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    own = {path.stem for folder in ("", "tools", "tests") for path in (ROOT / folder).glob("*.py")}
+    folders = ("", "tools", "tests", "tests/benchmarks")
+    own = {path.stem for folder in folders for path in (ROOT / folder).glob("*.py")}
     names -= own | sys.stdlib_module_names
     return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names}
 
@@ -578,7 +580,7 @@ def test_every_import_is_declared():
     ]
     helpers = (ROOT / "vae_helpers.py").read_text(encoding="utf-8")
     assert set().union(*map(imported, [helpers, *notebook_code])) - needed == set()
-    ours = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    ours = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
     ours = [path.read_text(encoding="utf-8") for path in ours]
     assert set().union(*map(imported, ours)) - needed - tested == set()
 
