@@ -45,7 +45,7 @@ publish: .venv/.installed  ## for maintainers: renew stored outputs, figures/, t
 	$(PY) tests/benchmarks/bench.py --in-place
 
 clean:  ## remove what the commands made, except .venv/ and data/, which take long to get
-	rm -rf out build .pytest_cache .ruff_cache *.egg-info
+	rm -rf out build .hypothesis .pytest_cache .ruff_cache *.egg-info
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # The stamp comes last and goes first, so an interrupted installation is done again the next time.

@@ -22,6 +22,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections import namedtuple
 from http.client import HTTPException
 from numbers import Integral
@@ -37,7 +38,10 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
-SEED = int(os.environ.get("VAE_SEED", "0"))
+_seed = os.environ.get("VAE_SEED") or "0"
+if not _seed.isdecimal() or int(_seed) >= 2**63:
+    raise ValueError(f"VAE_SEED must be a whole number from 0, got {_seed!r}")
+SEED = int(_seed)
 
 # --------------------------------------------------------------------------------------------- data
 
@@ -152,6 +156,9 @@ def _find_or_download(name, folder):
         return None
     try:  # find out before the download, not after it
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(".download-*"):  # of a kernel that was killed
+            if time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
         # Downloaded aside, moved when checked: an interrupted download leaves no half file.
         aside = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
     except OSError as error:
@@ -164,7 +171,15 @@ def _find_or_download(name, folder):
         from torchvision import datasets
 
         socket.setdefaulttimeout(10)  # torchvision sets none: a dead network would hang for ever
-        getattr(datasets, name)(aside, download=True)
+        known = getattr(datasets, name)
+        # One at a time: of itself torchvision gives up when the first falls silent.
+        for mirror in known.mirrors:
+            try:
+                type(name, (known,), {"mirrors": [mirror]})(aside, download=True)
+                break
+            except (OSError, RuntimeError, HTTPException):
+                if mirror == known.mirrors[-1]:
+                    raise
         not_there, wrong = _broken_files(name, aside)
         if not_there or wrong:
             raise RuntimeError(
@@ -226,7 +241,24 @@ def _decoder(latent_dim, hidden):
     return nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, 784))
 
 
-def _check_images(x):
+def _check_tensor(what, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}")
+
+
+def _check_fit(what, values, model):
+    """The layers would complain in their own words."""
+    for weight in model.parameters():
+        if (values.dtype, values.device) != (weight.dtype, weight.device):
+            raise ValueError(
+                f"{what} must be {weight.dtype} on {weight.device}, as the model is, "
+                f"got {values.dtype} on {values.device}"
+            )
+        break
+
+
+def _check_images(x, model=None):
+    _check_tensor("images", x)
     if x.ndim != 2 or x.shape[1] != 784 or x.shape[0] == 0:
         raise ValueError(f"images must have the shape (B, 784), B at least 1, got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -234,6 +266,15 @@ def _check_images(x):
     low, high = x.aminmax()
     if not (low >= 0 and high <= 1):  # written so that NaN fails too
         raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
+    if model is not None:
+        _check_fit("images", x, model)
+
+
+def _check_codes(z, latent_dim, model):
+    _check_tensor("codes", z)
+    if z.shape[-1:] != (latent_dim,):
+        raise ValueError(f"codes must have the shape (..., {latent_dim}), got {tuple(z.shape)}")
+    _check_fit("codes", z, model)
 
 
 class Autoencoder(nn.Module):
@@ -247,11 +288,12 @@ class Autoencoder(nn.Module):
 
     def encode(self, x):
         """Images (B, 784) in [0, 1] -> codes z (B, d). Errors: ValueError for other images."""
-        _check_images(x)
+        _check_images(x, self)
         return self.encoder(x)
 
     def decode(self, z):
-        """Codes (..., d) -> pictures (..., 784) in [0, 1]."""
+        """Codes (..., d) -> pictures (..., 784) in [0, 1]. Errors: ValueError for other codes."""
+        _check_codes(z, self.latent_dim, self)
         return torch.sigmoid(self.decoder(z))
 
 
@@ -271,7 +313,7 @@ class VAE(nn.Module):
 
     def encode(self, x):
         """Images (B, 784) in [0, 1] -> q(z|x), a diagonal Gaussian over (d,), batch (B,)."""
-        _check_images(x)
+        _check_images(x, self)
         mu, log_var = self.encoder(x).chunk(2, dim=-1)  # (B, 2d) -> (B, d), (B, d)
         return Independent(
             Normal(mu, torch.exp(0.5 * log_var), validate_args=False), 1, validate_args=False
@@ -281,7 +323,9 @@ class VAE(nn.Module):
         """Codes (..., d) -> p(x|z), Bernoulli pixels over (784,); its .mean is the picture.
 
         Not validated, so that log_prob takes grey targets: x log y + (1 - x) log(1 - y).
+        Errors: ValueError for other codes.
         """
+        _check_codes(z, self.latent_dim, self)
         return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), 1)
 
     @property
@@ -299,17 +343,27 @@ class BananaModel(nn.Module):
 
     def __init__(self, curve=1.0, noise=0.3, hidden=16):
         super().__init__()
+        _check_count("hidden", hidden)
+        if not (math.isfinite(curve) and 0 < noise < math.inf):
+            raise ValueError(f"curve must be finite and noise above 0, got {curve} and {noise}")
         self.curve = nn.Parameter(torch.tensor(float(curve)))
         self.log_noise = nn.Parameter(torch.tensor(float(noise)).log())
         self.encoder = nn.Sequential(nn.Linear(1, hidden), nn.Tanh(), nn.Linear(hidden, 4))
 
     def encode(self, x):
         """x (B, 1) -> q(z|x), a diagonal Gaussian over (2,), batch (B,)."""
+        _check_tensor("x", x)
+        if x.ndim != 2 or x.shape[1] != 1 or not torch.isfinite(x).all():
+            raise ValueError(
+                f"x must be finite numbers (B, 1), got {tuple(x.shape)}, or not finite"
+            )
+        _check_fit("x", x, self)
         mu, log_var = self.encoder(x).chunk(2, dim=-1)  # (B, 4) -> (B, 2), (B, 2)
         return Independent(Normal(mu, torch.exp(0.5 * log_var)), 1)
 
     def decode(self, z):
         """z (..., 2) -> p(x|z) over (1,)."""
+        _check_codes(z, 2, self)
         mean = z[..., 1:] + self.curve * z[..., :1] ** 2  # (..., 1)
         return Independent(Normal(mean, self.log_noise.exp()), 1)
 
@@ -358,6 +412,9 @@ def log_likelihood(vae, x, num_samples=1000):
     Errors: ValueError for images outside that support.
     """
     _check_count("num_samples", num_samples)
+    _check_tensor("images", x)
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"images must have the shape (B, 784), B at least 1, got {tuple(x.shape)}")
     estimates = []
     for part in x.split(100):
         q = vae.encode(part)
@@ -377,8 +434,11 @@ def log_likelihood(vae, x, num_samples=1000):
 
 
 def _check_count(what, value, least=1):
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= value < 2**63:
+        raise ValueError(
+            f"{what} must be a whole number of at least {least} and below 2^63, got {value!r}"
+        )
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -398,7 +458,14 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
     """
     _check_count("steps", steps, least=0)
     _check_count("batch_size", batch_size)
-    lengths = [len(tensor) for tensor in tensors]
+    _check_count("seed", seed, least=0)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for tensor in tensors:
+        _check_tensor("what the model is trained on", tensor)
+    lengths = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
     if not lengths or lengths[0] == 0 or len(set(lengths)) > 1:
         raise ValueError(
             f"fit needs one or more tensors of the same length of at least 1, got lengths {lengths}"
@@ -422,10 +489,13 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
                 value = loss(
                     model, *(tensor.index_select(0, rows.to(tensor.device)) for tensor in tensors)
                 )
+                _check_tensor("what the loss gives", value)
                 if value.shape != rows.shape:
                     raise ValueError(
                         f"the loss must give (B,) = {tuple(rows.shape)}, got {tuple(value.shape)}"
                     )
+                if not value.requires_grad:
+                    raise ValueError("the loss must depend on the model's parameters, and does not")
                 value = value.mean()
                 if not torch.isfinite(value):
                     raise FloatingPointError(
@@ -449,7 +519,7 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
 def _batches(n, batch_size, generator):
     """Rows of one batch after the other, for ever; every epoch in a new order."""
     while True:
-        yield from torch.randperm(n, generator=generator).split(batch_size)
+        yield from torch.randperm(n, generator=generator).split(min(batch_size, n))
 
 
 # ------------------------------------------------------------------------------------------ judging
@@ -474,18 +544,19 @@ class _Judge(nn.Module):
 
     def forward(self, x):
         """Images (B, 784) in [0, 1] -> logits (B, 11). Errors: ValueError for other images."""
-        _check_images(x)
+        _check_images(x, self)
         return self.last(self.layers(x))
 
     @torch.no_grad()
     def features(self, x):
         """Images (B, 784) in [0, 1] -> features (B, 64), what the last layer sees."""
-        _check_images(x)
+        _check_images(x, self)
         return torch.cat([self.layers(part) for part in x.split(1000)])
 
     @torch.no_grad()
     def certainty(self, x):
         """Images (B, 784) in [0, 1] -> the probability of the likeliest of the ten digits, (B,)."""
+        _check_images(x, self)
         return torch.cat([self(part).softmax(-1)[:, :10].amax(-1) for part in x.split(1000)])
 
 
@@ -518,6 +589,7 @@ def train_judge(images, labels, *, steps=700, seed=0):
     Errors: ValueError for images outside [0, 1], or labels that are not one digit an image.
     """
     _check_images(images)
+    _check_tensor("labels", labels)
     whole = labels.shape == images.shape[:1] and labels.dtype == torch.int64
     if not whole or not 0 <= labels.min() <= labels.max() <= 9:
         raise ValueError(
@@ -548,13 +620,15 @@ def frechet_distance(a, b):
     the more the smaller N: compare equal N only, and with the value for two sets of real images.
     Errors: ValueError for clouds of unequal shape, fewer than two points, or not finite.
     """
-    if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
+    _check_tensor("features", a)
+    _check_tensor("features", b)
+    if a.ndim != 2 or a.shape != b.shape or len(a) < 2 or a.shape[1] == 0:
         raise ValueError(
-            "features must be two tensors (N, K) of the same shape, N at least 2, "
+            "features must be two tensors (N, K) of the same shape, N at least 2, K at least 1, "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError("features must be finite numbers, got NaN or infinity")
+    if a.is_complex() or b.is_complex() or not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("features must be finite real numbers, got NaN, infinity or complex ones")
     a, b = a.double(), b.double()
     cov_a, cov_b = (torch.atleast_2d(torch.cov(features.T)) for features in (a, b))  # (K, K)
     root = _matrix_root(cov_a)
@@ -578,8 +652,10 @@ def claim(text, value, *, low=None, high=None):
     """
     if low is None and high is None:
         raise ValueError(f"a claim needs a limit, low or high or both: {text!r} has none")
-    value = float(value)
-    low, high = (None if limit is None else float(limit) for limit in (low, high))
+    value = _number(value)
+    low, high = (None if limit is None else _number(limit) for limit in (low, high))
+    if not (-math.inf if low is None else low) <= (math.inf if high is None else high):
+        raise ValueError(f"no value is at least {low} and at most {high}: {text!r}")
     ok = (low is None or value >= low) and (high is None or value <= high)  # False for NaN
     limits = " and ".join(
         f"{sign} {limit:.6g}"
@@ -599,6 +675,12 @@ def claim(text, value, *, low=None, high=None):
     if not ok:
         raise AssertionError(line)
     print(line)
+
+
+def _number(value):
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(f"a claim is about one number, got a tensor {tuple(value.shape)}")
+    return float(value)
 
 
 # ------------------------------------------------------------------------------------------ looking
@@ -647,13 +729,33 @@ plt.rcParams.update(
 )
 
 
+def _as_tensor(what, values):
+    """A tensor, or what can be made into one: lists, NumPy's arrays."""
+    try:
+        tensor = torch.as_tensor(values).detach()
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(f"{what} must be a tensor, got {type(values).__name__}") from None
+    if tensor.is_complex():
+        raise TypeError(f"{what} must be real numbers, got {tensor.dtype}")
+    return tensor
+
+
 def show_images(images, ax=None, *, columns=10, title=None):
-    """Draw images (N, 784) in [0, 1] as one grid, row by row, on ax. Returns ax."""
-    images = torch.as_tensor(images).detach().cpu()
+    """Draw images (N, 784) in [0, 1] as one grid, row by row, on ax. Returns ax.
+
+    What lies a little outside is drawn as if it were 0 or 1.
+    Errors: ValueError for another shape, for none, and for values that cannot be meant as grey.
+    """
+    images = _as_tensor("images", images).cpu()
     if images.shape[-1:] != (784,) and images.shape[-2:] != (28, 28):
         raise ValueError(f"images must have the shape (N, 784), got {tuple(images.shape)}")
-    images = images.reshape(-1, 784)
+    images = images.reshape(-1, 784).float()
     _check_count("columns", columns)
+    if len(images) == 0:
+        raise ValueError("images must be at least 1, got none")
+    low, high = images.aminmax()
+    if not (low >= -1 and high <= 2):  # NaN fails too; PCA's pictures leave [0, 1] a little
+        raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
     rows = math.ceil(len(images) / columns)
     grid = torch.zeros(rows * columns, 784)
     grid[: len(images)] = images
@@ -668,11 +770,22 @@ def show_images(images, ax=None, *, columns=10, title=None):
 
 
 def plot_latent_space(z, labels, ax=None, *, title=None):
-    """Scatter of codes (N, 2) in class colours, each digit written near its median. Returns ax."""
-    z, labels = torch.as_tensor(z).detach().cpu(), torch.as_tensor(labels).cpu()
-    if z.ndim != 2 or z.shape[1] != 2 or len(z) != len(labels):
+    """Scatter of codes (N, 2) in class colours, each digit written near its median. Returns ax.
+
+    Errors: ValueError for other shapes, none, codes that are not finite, labels that are no digits.
+    """
+    z, labels = _as_tensor("codes", z).float().cpu(), _as_tensor("labels", labels).cpu()
+    if z.ndim != 2 or z.shape[1] != 2 or len(z) == 0 or labels.shape != z.shape[:1]:
         raise ValueError(
-            f"codes must be (N, 2) with N labels, got {tuple(z.shape)} and {len(labels)} labels"
+            f"codes must be (N, 2) with N labels, N at least 1, got {tuple(z.shape)} and labels "
+            f"{tuple(labels.shape)}"
+        )
+    if not torch.isfinite(z).all():
+        raise ValueError("codes must be finite numbers, got NaN or infinity")
+    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() <= 9:
+        raise ValueError(
+            f"labels must be whole numbers from 0 to 9, got {labels.dtype} from "
+            f"{labels.min()} to {labels.max()}"
         )
     ax = ax or plt.figure().add_subplot()
     colours = np.array(DIGIT_COLOURS)[labels.numpy()]
@@ -704,11 +817,18 @@ def plot_manifold(decode, ax=None, *, n=20, extent=None, title=None):
              of the prior (the paper, figure 4); (left, right, bottom, top): an even grid there
     """
     _check_count("n", n)
+    if not callable(decode) or hasattr(decode, "decode"):  # a model in place of its function
+        raise TypeError(
+            "decode must be a function from codes to pictures, for instance ae.decode, "
+            f"got {type(decode).__name__}"
+        )
     middle = (torch.arange(n, dtype=torch.float32) + 0.5) / n
     if extent is None:
         first = second = Normal(0.0, 1.0).icdf(middle)  # at 0 and 1 it would be infinite
     else:
         left, right, bottom, top = extent
+        if not all(map(math.isfinite, extent)):
+            raise ValueError(f"extent must be four finite numbers, got {extent}")
         first, second = left + (right - left) * middle, bottom + (top - bottom) * middle
     z = torch.cartesian_prod(second.flip(0), first).flip(1)  # rows from the top; (z1, z2)
     with torch.no_grad():
@@ -717,6 +837,12 @@ def plot_manifold(decode, ax=None, *, n=20, extent=None, title=None):
 
 def plot_history(histories, ax=None, *, window=50, ylabel="nats per image"):
     """Training curves {name: losses (steps,)} as running means over `window` steps. Returns ax."""
+    _check_count("window", window)
+    if not hasattr(histories, "items"):
+        raise TypeError(
+            "histories must be a dictionary {name: losses}, for instance {'VAE': history}, "
+            f"got {type(histories).__name__}"
+        )
     ax = ax or plt.figure().add_subplot()
     for name, losses in histories.items():
         w = min(window, max(len(losses), 1))
@@ -746,6 +872,8 @@ def save_figure(fig, name, alt):
         raise ValueError(
             f"a figure's name must look like '06-latent-spaces', without a path, got {name!r}"
         )
+    if not hasattr(fig, "savefig"):
+        raise TypeError(f"fig must be matplotlib's figure, got {type(fig).__name__}")
     alt = " ".join(str(alt or "").split())
     if not alt:
         raise ValueError(
