@@ -137,7 +137,6 @@ def test_a_broken_file(tmp_path, mirror, content):
 
 
 def test_a_mirror_that_sends_its_log_in_page(tmp_path, mirror):
-    """And the next mirror is not asked: what came is not to be trusted, and the sample is."""
     out, _, _ = load(tmp_path / "data", mirror(lambda handler, _: whole(handler, HTML)))
     assert is_sample(out) and not leftovers(tmp_path)
     assert not list((tmp_path / "data").rglob("*-ubyte*"))
@@ -161,6 +160,40 @@ def test_a_mirror_that_hangs(tmp_path, mirror, after):
     stop.set()
     assert is_sample(out) and 9 < seconds < 25
     assert not list((tmp_path / "data").rglob("*-ubyte*")) and not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["hangs", "sends its log-in page", "refuses"])
+def test_the_next_mirror_is_asked(tmp_path, mirror, fault):
+    """Whatever is wrong with the first one; torchvision alone would give up when it hangs."""
+    stop = threading.Event()
+    first = REFUSED
+    if fault == "hangs":
+        first = mirror(lambda handler, _: stop.wait(40))
+    elif fault != "refuses":
+        first = mirror(lambda handler, _: whole(handler, HTML))
+    out, error, seconds = load(tmp_path / "data", first, mirror(whole))
+    stop.set()
+    assert out.splitlines()[-1] == "MNIST" and sound(tmp_path / "data"), error
+    assert seconds < 20
+
+
+def test_what_a_killed_kernel_left_behind_goes_after_a_day(tmp_path, mirror):
+    for name, age in ((".download-old", 2 * 86400), (".download-of-a-neighbour", 60)):
+        (tmp_path / name / "MNIST").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    load(tmp_path, mirror(whole))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".download-of-a-neighbour", "MNIST"]
+
+
+@pytest.mark.parametrize("seed", ["one", "-1", "2.5", str(2**64)])
+def test_a_seed_that_is_none(seed):
+    command = [sys.executable, "-c", "import vae_helpers"]
+    settings = {"VAE_SEED": seed, "PYTHONPATH": str(v.ROOT)}
+    result = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, encoding="utf-8"
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == f"ValueError: VAE_SEED must be a whole number from 0, got {seed!r}"
 
 
 def test_two_kernels_download_at_the_same_time(tmp_path, mirror):

@@ -1,11 +1,13 @@
 """Every claim over seeds, in the background: make seeds
 
-python tools/seeds.py [01 03]    these notebooks only
+python tools/seeds.py [01 03]       these notebooks only
+python tools/seeds.py --in-place    the table is published too, in tests/benchmarks/SEEDS.md
 
 Runs each notebook for the seeds 0 to 9 on the full MNIST and 0 to 2 on the offline sample, one after the
 other, and writes what `claim` recorded to out/seeds/, with a table over seeds in README.md there.
 It can be stopped at any time: what is done is kept, and not done again until the notebook's code or
-vae_helpers.py changes. Ends with 1 if a claim failed, or a notebook.
+vae_helpers.py changes. Ends with 1 if a claim failed, or a notebook, or if the limit of a claim is
+fewer than four standard deviations from the mean.
 """
 
 import hashlib
@@ -53,33 +55,54 @@ def read(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def table(files):
-    """Markdown: a row a claim, in the order of the notebooks. files: {(notebook, source, seed): path}"""
+def measured(files):
+    """For each claim, in the order of the notebooks: where, what, its values, its limits, its margin.
+
+    files: {(notebook, source, seed): path}. The margin is in standard deviations over the seeds, from
+    the mean to the nearer limit; None where all values are the same.
+    """
     rows = {}
     for (notebook, source, _), file in files.items():
         for claim in read(file):
             rows.setdefault((notebook, claim["claim"], source), []).append(claim)
-    lines = [
-        "| notebook | claim | data | seeds | mean | sd | least | most | claimed | margin, sd |"
-    ]
-    lines.append("|" + "---|" * 10)
-    for (notebook, text, source), claims in sorted(rows.items(), key=lambda row: row[0][0]):
+    for where, claims in sorted(rows.items(), key=lambda row: row[0][0]):
         values = [claim["value"] for claim in claims]
         limits = [(claims[0][side], sign) for side, sign in (("low", "≥"), ("high", "≤"))]
         limits = [(limit, sign) for limit, sign in limits if limit is not None]
         mean, sd = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
         margin = min(abs(limit - mean) for limit, _ in limits) / sd if sd else None
+        yield where, values, limits, margin
+
+
+def table(files):
+    """Markdown: a row a claim."""
+    lines = [
+        "| notebook | claim | data | seeds | mean | sd | least | most | claimed | margin, sd |"
+    ]
+    lines.append("|" + "---|" * 10)
+    for (notebook, text, source), values, limits, margin in measured(files):
+        sd = statistics.stdev(values) if len(values) > 1 else 0.0
         claimed = " and ".join(f"{sign} {limit:.4g}" for limit, sign in limits)
-        numbers = [f"{value:.4g}" for value in (mean, sd, min(values), max(values))]
+        numbers = statistics.fmean(values), sd, min(values), max(values)
+        numbers = [f"{number:.4g}" for number in numbers]
         cells = [notebook, text.replace("|", "\\|"), source, str(len(values)), *numbers, claimed]
         lines.append("| " + " | ".join([*cells, "–" if margin is None else f"{margin:.1f}"]) + " |")
     return "\n".join(lines) + "\n"
 
 
+HEAD = """# Every claim, over seeds
+
+Made by `make seeds` from what `claim` recorded; nothing here is typed. The margin is the distance from
+the mean to the limit claimed, in standard deviations over the seeds; under four it is too thin.
+
+"""
+
+
 def main():
     os.environ.pop("MPLBACKEND", None)
     OUT.mkdir(parents=True, exist_ok=True)
-    wanted = tuple(sys.argv[1:]) or ("",)
+    in_place = "--in-place" in sys.argv
+    wanted = tuple(name for name in sys.argv[1:] if name != "--in-place") or ("",)
     notebooks = [path for path in links.notebooks() if path.name.startswith(wanted)]
     if not notebooks:
         sys.exit(f"no notebook's name starts with {' or '.join(wanted)}")
@@ -98,8 +121,15 @@ def main():
                     fine = False
                 else:
                     files[path.stem[:2], source, seed] = file
-    (OUT / "README.md").write_text(table(files), encoding="utf-8", newline="\n")
-    print("table: out/seeds/README.md")
+    published = [OUT / "README.md"]
+    published += [links.ROOT / "tests/benchmarks/SEEDS.md"] if in_place and fine else []
+    for path in published:
+        path.write_text(HEAD + table(files), encoding="utf-8", newline="\n")
+        print("table:", path.relative_to(links.ROOT))
+    for (notebook, text, source), _, _, margin in measured(files):
+        if margin is not None and margin < 4:
+            print(f"too thin, {margin:.1f} standard deviations: {notebook} {text} ({source})")
+            fine = False
     return 0 if fine else 1
 
 
