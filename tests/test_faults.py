@@ -27,7 +27,8 @@ HTML = b"<html><title>Welcome to the hotel</title>please log in</html>"
 
 # What a class runs, with the tiny files in place of MNIST and the given mirrors in place of its own.
 LOAD = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import vae_helpers as v
 from torchvision import datasets
 checksums, resources, mirrors, folder = map(json.loads, sys.argv[1:])
