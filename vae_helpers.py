@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from numbers import Integral
 from pathlib import Path
@@ -470,18 +471,23 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
         raise ValueError(
             f"fit needs one or more tensors of the same length of at least 1, got lengths {lengths}"
         )
-    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
 
     def rate(step):
         return min(1, (step + 1) / (0.05 * steps), (steps - step) / (0.5 * steps)) if steps else 1
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     history = []
     devices = [tensor.device for tensor in tensors if tensor.is_cuda][:1]
-    # On stdout, because a notebook shows stderr as a red box.
-    bar = tqdm(total=steps, file=sys.stdout, mininterval=0.5, ncols=80)
-    with bar, torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
-        try:
+    try:
+        # The first optimiser of a kernel loads libraries for a second, and half loaded they stay
+        # broken until a restart: so in a thread, which the stop button does not reach.
+        with ThreadPoolExecutor(1) as thread:
+            optimiser = thread.submit(
+                torch.optim.Adam, model.parameters(), lr=learning_rate, fused=True
+            ).result()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        # On stdout, because a notebook shows stderr as a red box.
+        bar = tqdm(total=steps, file=sys.stdout, mininterval=0.5, ncols=80)
+        with bar, torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
             torch.manual_seed(seed)
             batches = _batches(lengths[0], batch_size, torch.Generator().manual_seed(seed))
             for step in range(steps):
@@ -511,8 +517,8 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
                 bar.update()
                 if step % 50 == 0 or step == steps - 1:
                     bar.set_postfix_str(f"loss {np.mean(history[-100:]):.1f}", refresh=False)
-        except KeyboardInterrupt:
-            bar.set_postfix_str("stopped: learning is kept", refresh=False)
+    except KeyboardInterrupt:
+        print(f"stopped after {len(history)} of {steps} steps: the model keeps what it learnt")
     return np.array(history)
 
 
@@ -591,10 +597,11 @@ def train_judge(images, labels, *, steps=700, seed=0):
     _check_images(images)
     _check_tensor("labels", labels)
     whole = labels.shape == images.shape[:1] and labels.dtype == torch.int64
+    whole = whole and labels.device == images.device
     if not whole or not 0 <= labels.min() <= labels.max() <= 9:
         raise ValueError(
-            f"labels must be {len(images)} digits from 0 to 9, int64, one an image, "
-            f"got {labels.dtype} {tuple(labels.shape)}"
+            f"labels must be {len(images)} digits from 0 to 9, int64, one an image, on "
+            f"{images.device}, got {labels.dtype} {tuple(labels.shape)} on {labels.device}"
         )
     devices = [images.device] if images.is_cuda else []
     with torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
