@@ -699,7 +699,7 @@ def test_interrupt_keeps_what_was_learnt(capsys):
     assert history.shape == (7,) and np.isfinite(history).all()
     assert torch.equal(weights(vae), seen[7]) and not torch.equal(seen[7], seen[0])
     out, err = capsys.readouterr()
-    assert "stopped" in out and not err
+    assert "stopped after 7 of 100 steps: the model keeps what it learnt" in out and not err
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
