@@ -45,7 +45,7 @@ STATEMENTS = [
     (
         "Estimating log p(x) by draws from the prior has high variance.",
         "It is biased low as well, by Var(w) / (2k p(x)²) once k is large.",
-        ["naive estimate of log p(x), 1000 draws"],
+        ["naive estimate of log p(x), 300 draws"],
     ),
     (
         "Reparameterisation always has lower variance than the score function.",
