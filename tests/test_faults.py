@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
+from nbformat.v4 import new_code_cell, new_notebook
 from test_helpers import CHECKSUMS, FILE, FLIPPED, TINY, leftovers, put
 
+import run_notebooks
 import vae_helpers as v
 
 PACKED = {f"{name}.gz": gzip.compress(content) for name, content in TINY.items()}
@@ -399,6 +401,54 @@ def test_odd_batches(images, batch_size):
     for model, loss in ((AE, v.reconstruction_loss), (v.VAE(2, 8), lambda m, x: -v.elbo(m, x))):
         history = v.fit(model, loss, X[:images], steps=7, batch_size=batch_size)
         assert history.shape == (7,) and np.isfinite(history).all()
+
+
+def test_a_kernel_that_dies(tmp_path):
+    """As when memory runs out: the run says so, and goes on to the next notebook."""
+    nb = new_notebook(cells=[new_code_cell("1"), new_code_cell("import os, signal")])
+    nb.cells.append(new_code_cell("os.kill(os.getpid(), signal.SIGKILL)"))
+    told = run_notebooks.execute(nb, tmp_path)
+    assert told.startswith("in cell [") and is_in_the_table(told.splitlines()[-1]), told
+    assert run_notebooks.execute(new_notebook(cells=[new_code_cell("2")]), tmp_path) is None
+
+
+SLEEPER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import run_notebooks
+from nbformat.v4 import new_code_cell, new_notebook
+code = "print('begun'); open('begun', 'w').close(); import time; time.sleep(60)"
+run_notebooks.execute(new_notebook(cells=[new_code_cell(code)]), ".")
+print("went on")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has other signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_of_notebooks_that_is_stopped(tmp_path, number):
+    """Ends at once, in one line; no kernel works on in the background."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(v.ROOT / "tools")],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and "went on" not in out
+    assert is_in_the_table(f"`{err.strip().splitlines()[-1]}`"), (
+        err
+    )  # above it the kernel complains
+    with pytest.raises(ProcessLookupError):  # nobody is left of its group
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 STRICT = """

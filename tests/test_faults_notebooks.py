@@ -1,4 +1,4 @@
-"""Every notebook as classes run them: twice in one kernel, training cells twice in a row, in a read-only
+"""Every notebook as classes run them: twice in one kernel, each cell twice in a row, in a read-only
 folder with a space and an umlaut in its name, from another working folder, on one thread, with warnings
 as errors; and one in a kernel that is restarted while it trains.
 
@@ -7,7 +7,6 @@ It takes a quarter of an hour, and is run only with VAE_FAULTS=all, as in the la
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -60,13 +59,9 @@ def code_cells(path):
     return [cell.source for cell in links.read(path).cells if cell.cell_type == "code"]
 
 
-def trains(source):
-    return re.search(r"\b(fit|train_judge|backward)\(", source) is not None
-
-
 @pytest.mark.parametrize("path", links.notebooks(), ids=lambda path: path.stem)
 def test_twice_in_one_kernel_under_harsh_conditions(path, checkout, tmp_path):
-    """The second time each training cell is run twice in a row. Whatever is measured stays the same."""
+    """The second time each cell is run twice in a row. Whatever is measured stays the same."""
     strict = (
         "import vae_helpers, warnings\n"
         f"assert vae_helpers.__file__.startswith({str(checkout)!r}), vae_helpers.__file__\n"
@@ -75,8 +70,7 @@ def test_twice_in_one_kernel_under_harsh_conditions(path, checkout, tmp_path):
         "warnings.filterwarnings('ignore', '__array__ implementation', DeprecationWarning)"
     )
     once = code_cells(path)
-    twice = [source for cell in once for source in [cell] * (1 + trains(cell))]
-    assert len(twice) > len(once)
+    twice = [source for cell in once for source in [cell, cell]]  # those that train too
     nb = links.read(path)
     nb.cells = [new_code_cell(source) for source in [strict, *once, *twice]]
     copy, claims, elsewhere = (tmp_path / name for name in ("nb.ipynb", "claims", "elsewhere"))
@@ -98,7 +92,7 @@ def test_twice_in_one_kernel_under_harsh_conditions(path, checkout, tmp_path):
         measured.setdefault(claim["claim"], []).append(claim["value"])
     assert len(measured) >= 3
     for text, values in measured.items():
-        assert len(values) >= 2, text
+        assert len(values) == 3, text
         if "times as long" not in text:  # that one is about seconds
             assert len(set(values)) == 1, f"{text}: {values}"
 

@@ -50,7 +50,10 @@ STATEMENTS = [
     (
         "Reparameterisation always has lower variance than the score function.",
         "For E[cos ωz] the order turns round as ω grows. On a VAE the reparameterised one wins by far.",
-        ["E[cos(omega z)]: omega at which", "VAE, mu head: gradient variance, with a baseline"],
+        [
+            "E[cos(omega z)]: omega at which",
+            "VAE, mu head: gradient variance, estimator B over the score function with a baseline",
+        ],
     ),
     (
         "Estimator B always has lower variance than estimator A.",

@@ -71,6 +71,11 @@ def execute(nb, folder):
         problem = f"the cell was not done after {CELL_TIMEOUT} s"
     except DeadKernelError:
         problem = "the kernel died (out of memory?)"
+    except AssertionError as error:
+        # nbclient answers Ctrl-C by ending the kernel, and then stumbles over its absence.
+        if not isinstance(error.__context__, DeadKernelError):
+            raise
+        sys.exit("stopped")
     # What differs between machines but not in meaning would only make diffs longer.
     nb.metadata.kernelspec = {
         "display_name": "Python 3 (ipykernel)",
