@@ -93,7 +93,7 @@ def test_twice_in_one_kernel_under_harsh_conditions(path, checkout, tmp_path):
     assert len(measured) >= 3
     for text, values in measured.items():
         assert len(values) == 3, text
-        if "times as long" not in text:  # that one is about seconds
+        if not text.startswith("seconds"):  # these differ each time
             assert len(set(values)) == 1, f"{text}: {values}"
 
 
