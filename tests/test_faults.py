@@ -417,7 +417,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import run_notebooks
 from nbformat.v4 import new_code_cell, new_notebook
-code = "print('begun'); open('begun', 'w').close(); import time; time.sleep(60)"
+code = "import os, time; open('begun', 'w').write(str(os.getpid())); time.sleep(60)"
 run_notebooks.execute(new_notebook(cells=[new_code_cell(code)]), ".")
 print("went on")
 """
@@ -442,12 +442,12 @@ def test_a_run_of_notebooks_that_is_stopped(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1 and "went on" not in out
-    assert is_in_the_table(f"`{err.strip().splitlines()[-1]}`"), (
-        err
-    )  # above it the kernel complains
-    with pytest.raises(ProcessLookupError):  # nobody is left of its group
+    last = err.strip().splitlines()[-1]  # above it the kernel complains
+    assert is_in_the_table(f"`{last}`"), err
+    kernel = int((tmp_path / "begun").read_text())  # it has a process group of its own
+    with pytest.raises(ProcessLookupError):
         for _ in range(100):
-            os.killpg(process.pid, 0)
+            os.kill(kernel, 0)
             time.sleep(0.1)
 
 
