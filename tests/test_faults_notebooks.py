@@ -2,7 +2,7 @@
 folder with a space and an umlaut in its name, from another working folder, on one thread, with warnings
 as errors; and one in a kernel that is restarted while it trains.
 
-It takes a quarter of an hour, and is run only with VAE_FAULTS=all, as in a job of the workflow.
+It takes half an hour, and is run only with VAE_FAULTS=all, as in the third leg of .ci/run.
 """
 
 import json
