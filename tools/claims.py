@@ -85,7 +85,7 @@ STATEMENTS = [
     ),
     (
         "We know the distribution of the data in latent space, so we can sample from it.",
-        "We know the prior. The aggregate of the images is another distribution, with holes.",
+        "We know the prior. The aggregate of the images is another; it leaves parts of the prior nearly empty.",
         ["d = 2: KL(aggregate to prior)"],
     ),
     (
