@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 import links
 import run_notebooks
-import vae_helpers
+import vae_classroom
 
 ROOT = links.ROOT
 NOTEBOOK = ROOT / "notebooks/06_two_latent_spaces.ipynb"
@@ -88,7 +88,7 @@ def tensors_of_notebook():
 def theme(name):
     """The theme's colours as CSS. The module has those of one theme: a second copy is asked."""
     with mock.patch.dict(os.environ, VAE_THEME=name), plt.rc_context():
-        spec = importlib.util.find_spec("vae_helpers")
+        spec = importlib.util.find_spec("vae_classroom")
         copy = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(copy)
     colours = {"ink": copy.INK, "paper": copy.PAPER, "quiet": copy.QUIET}
@@ -151,7 +151,7 @@ def square_around(z, margin=1.08):
 
 def marks(z, labels):
     """[digit, z1, z2] of each class, where the notebooks' figures write it."""
-    texts = vae_helpers.plot_latent_space(z, labels, Figure().add_subplot()).texts
+    texts = vae_classroom.plot_latent_space(z, labels, Figure().add_subplot()).texts
     return [[text.get_text(), *(round(c, 4) for c in text.get_position())] for text in texts]
 
 
@@ -175,7 +175,7 @@ def render(tensors):
     data = {
         "source": tensors["source"],
         "labels": "".join(str(label) for label in labels.tolist()),
-        "colours": vae_helpers.DIGIT_COLOURS,
+        "colours": vae_classroom.DIGIT_COLOURS,
         "models": models,
     }
     text = page(json.dumps(data).replace("<", "\\u003c"))  # or "</script>" would end the data

@@ -178,11 +178,11 @@ def only_figures(theme):
 
 def full_mnist():
     """None if load_mnist gives the full MNIST, else what it gives."""
-    import vae_helpers
+    import vae_classroom
 
     try:
         with contextlib.redirect_stdout(None):  # the sample's banner; what follows says enough
-            source = vae_helpers.load_mnist(device="cpu").source
+            source = vae_classroom.load_mnist(device="cpu").source
     except (OSError, ValueError) as error:
         return str(error)
     return None if source == "MNIST" else f"load_mnist() gave {source!r}"

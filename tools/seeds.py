@@ -5,8 +5,8 @@ python tools/seeds.py --in-place    the table is published too, in tests/benchma
 
 Runs each notebook for the seeds 0 to 9 on the full MNIST and 0 to 2 on the offline sample, one after the
 other, and writes what `claim` recorded to out/seeds/, with a table over seeds in README.md there.
-It can be stopped at any time: what is done is kept, and not done again until the notebook's code or
-vae_helpers.py changes. Ends with 1 if a claim failed, or a notebook, or if the limit of a claim is
+It can be stopped at any time: what is done is kept, and not done again until the code of the notebook or
+of a module changes. Ends with 1 if a claim failed, or a notebook, or if the limit of a claim is
 fewer than four standard deviations from the mean.
 """
 
@@ -20,7 +20,7 @@ import time
 
 import links
 import run_notebooks
-import vae_helpers
+import vae_classroom
 
 OUT = links.ROOT / "out/seeds"
 SEEDS = {"MNIST": range(10), "sample": range(3)}
@@ -29,8 +29,9 @@ SEEDS = {"MNIST": range(10), "sample": range(3)}
 def digest(nb):
     """Changes with the code that the notebook runs, and not with its prose."""
     code = [cell.source for cell in nb.cells if cell.cell_type == "code"]
-    helpers = (links.ROOT / "vae_helpers.py").read_text(encoding="utf-8")
-    return hashlib.sha256("\0".join([helpers, *code]).encode()).hexdigest()[:12]
+    modules = [links.ROOT / f"{name}.py" for name in ("vae_helpers", "vae_classroom")]
+    code += [path.read_text(encoding="utf-8") for path in modules]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:12]
 
 
 def record(path, source, seed, file):
@@ -106,7 +107,7 @@ def main():
     notebooks = [path for path in links.notebooks() if path.name.startswith(wanted)]
     if not notebooks:
         sys.exit(f"no notebook's name starts with {' or '.join(wanted)}")
-    if vae_helpers.load_mnist().source != "MNIST":
+    if vae_classroom.load_mnist().source != "MNIST":
         sys.exit("expected the full MNIST, got the offline sample: see VAE_DATA_DIR in README.md")
     files, fine = {}, True
     for source, seeds in SEEDS.items():

@@ -103,12 +103,12 @@ def say(frame, text, size, colour="TEXT_1"):
 
 
 def blank_deck():
-    """An empty deck in the colours of vae_helpers' theme, with layouts for 16:9."""
+    """An empty deck in the colours of vae_classroom's theme, with layouts for 16:9."""
     from pptx import Presentation
     from pptx.opc.constants import RELATIONSHIP_TYPE
     from pptx.util import Inches
 
-    from vae_helpers import COLOURS, INK, PAPER, QUIET
+    from vae_classroom import COLOURS, INK, PAPER, QUIET
 
     deck = Presentation()
     stretch = Inches(PAGE[0]) / deck.slide_width
@@ -184,7 +184,7 @@ def build(folder, target, maker):
     """Write the deck from the pictures in the folder; maker is the command that makes these.
 
     Errors: FileNotFoundError for a missing picture, KeyError for a figure that deck.toml does not
-    have; then nothing is written. The theme is that of vae_helpers, chosen by VAE_THEME.
+    have; then nothing is written. The theme is that of vae_classroom, chosen by VAE_THEME.
     """
     chapters = [(path, nb, figures(nb)) for path, nb in ((p, read(p)) for p in notebooks())]
     words = tomllib.loads(DECK.read_text(encoding="utf-8"))
@@ -278,7 +278,7 @@ def main():
     else:
         folder, maker = ROOT / "figures", "make publish"
     target = arguments.out / f"vae-figures{'-dark' if dark else ''}.pptx"
-    os.environ["VAE_THEME"] = arguments.theme  # vae_helpers reads it when it is imported
+    os.environ["VAE_THEME"] = arguments.theme  # vae_classroom reads it when it is imported
     try:
         build(folder, target, maker)
     except ModuleNotFoundError as error:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
+import vae_classroom  # noqa: E402
 import vae_helpers as v  # noqa: E402
 
 LATENT, HIDDEN = 20, 400
@@ -56,23 +57,19 @@ def peak_memory():
 
 
 def data():
-    mnist = v.load_mnist()
+    mnist = vae_classroom.load_mnist()
     if mnist.source != "MNIST":
         sys.exit("make bench compares with published numbers: it needs the full MNIST")
     return mnist
 
 
-def minus_elbo(vae, x):
-    return -v.elbo(vae, x)
-
-
 def new_vae(seed=0, latent_dim=LATENT, hidden=HIDDEN):
     torch.manual_seed(seed)
-    return v.VAE(latent_dim, hidden).to(v._device(None))
+    return v.VAE(latent_dim, hidden).to(vae_classroom._device(None))
 
 
 def fit(vae, images, **recipe):
-    return v.fit(vae, minus_elbo, images, **recipe)
+    return v.fit(vae, v.negative_elbo, images, **recipe)
 
 
 @torch.no_grad()
@@ -123,7 +120,7 @@ def part_usual():
     from torchvision import datasets, transforms
 
     mnist = data()
-    folder = v._from_root(os.environ.get("VAE_DATA_DIR") or "data")
+    folder = vae_classroom._from_root(os.environ.get("VAE_DATA_DIR") or "data")
     pictures = datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
     loader = DataLoader(pictures, batch_size=128, shuffle=True)
     device = mnist.train.device
