@@ -4,6 +4,9 @@
 PYTHON = python3
 PY = .venv/bin/python
 THEME = light
+OPTIONS =
+# Files that `make test` runs at a time, with one thread each: 1.6 GB a notebook.
+JOBS = 2
 
 # With MPLBACKEND=Agg set by the user or by CI, kernels would show no figures.
 unexport MPLBACKEND
@@ -16,13 +19,13 @@ help:  ## list the commands
 notebooks: .venv/.installed  ## run the whole series; executed notebooks, HTML pages and figures land in out/
 	$(PY) tools/run_notebooks.py
 
-lab: .venv/.installed  ## open the series in JupyterLab
-	JUPYTER_CONFIG_PATH="$(CURDIR)/tools:$$JUPYTER_CONFIG_PATH" $(PY) -m jupyterlab
+lab: .venv/.installed  ## open the series in JupyterLab, which is given OPTIONS="--port 9999", for instance
+	JUPYTER_CONFIG_PATH="$(CURDIR)/tools:$$JUPYTER_CONFIG_PATH" $(PY) -m jupyterlab $(OPTIONS)
 
 test: .venv/.installed  ## lint, unit tests, the notebooks' form, and every notebook and solution run by nbval
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m pytest --nbval-lax tests notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --nbval-lax tests notebooks
 
 figures: .venv/.installed  ## the figures only, in out/figures/; with THEME=dark the dark ones, in out/figures-dark/
 	$(PY) tools/run_notebooks.py --figures $(THEME)
@@ -34,7 +37,7 @@ explorer: .venv/.installed  ## the latent explorer as one file, out/latent_explo
 	$(PY) tools/explorer.py
 
 bench: .venv/.installed  ## how fast the series is on this machine, beside the usual way and the floor, in out/benchmarks.md
-	$(PY) tests/benchmarks/bench.py
+	$(PY) tests/benchmarks/bench.py $(if $(PART),--part $(PART))
 
 seeds: .venv/.installed  ## every claim over ten seeds and on the sample, about an hour and a half; goes on where it was stopped
 	$(PY) tools/seeds.py
@@ -48,10 +51,16 @@ clean:  ## remove what the commands made, except .venv/ and data/, which take lo
 	rm -rf out build .hypothesis .pytest_cache .ruff_cache *.egg-info
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-# The stamp comes last and goes first, so an interrupted installation is done again the next time.
+# Where pip is told to install for the user, it would refuse to install into an environment.
+export PIP_USER = 0
+
+# What cannot work is told before anything is downloaded. (Under a Python for Intel a newer Mac looks like
+# an Intel one.) The stamp comes last and goes first, so an interrupted installation is done again the next time.
 .venv/.installed: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import platform, sys; sys.exit(platform.system() + platform.machine() == "Darwinx86_64")' || \
+	  { echo "There is no PyTorch 2.6 for Intel Macs, which $(PYTHON) is made for: see README.md, Other ways in" >&2; exit 1; }
 	rm -f $@
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install -r requirements.txt

@@ -4,6 +4,7 @@ python tools/links.py            renews them
 python tools/links.py --check    names the notebooks whose lines are stale, and exits with 1
 """
 
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,15 @@ def read(path):
 def write(nb, path):
     # The same bytes on every system: nbformat alone would write the system's line ends.
     path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
+
+
+def code_cells(nb):
+    return [cell.source for cell in nb.cells if cell.cell_type == "code"]
+
+
+def code_digest(nb):
+    """Changes with the code of a notebook, and not with its prose."""
+    return hashlib.sha256("\0".join(code_cells(nb)).encode()).hexdigest()[:12]
 
 
 def title(path):
