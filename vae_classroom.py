@@ -3,6 +3,7 @@
 Nobody has to read it to understand a VAE.
 """
 
+import base64
 import gzip
 import hashlib
 import io
@@ -26,6 +27,7 @@ from vae_helpers import SEED  # first, because of what it sets before torch is l
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from PIL import Image, PngImagePlugin
 from torch.distributions import Normal
@@ -146,8 +148,9 @@ def _read(name, folder):
 def _find_or_download(name, named):
     """({file: content}, None), or ({}, why the full data set cannot be had)."""
     folder = _from_root(named or "data")
-    if named and not folder.is_dir():
-        raise FileNotFoundError(f"the data folder {folder} is not there: make it, or name another")
+    if named and not os.path.isdir(folder):  # as Path.is_dir, but without an error for a closed one
+        why = f"the data folder {folder} is not there, or closed to you"
+        raise FileNotFoundError(f"{why}: make it, or name another")
     files, missing, broken = _read(name, folder)
     if not missing and not broken:
         return files, None
@@ -295,11 +298,9 @@ def show_images(images, ax=None, *, columns=10, title=None):
     low, high = images.aminmax()
     if not (low >= -1 and high <= 2):  # NaN fails too; PCA's pictures leave [0, 1] a little
         raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
-    rows = math.ceil(len(images) / columns)
-    grid = torch.zeros(rows * columns, 784)
-    grid[: len(images)] = images
+    grid = torch.nn.functional.pad(images, (0, 0, 0, -len(images) % columns))  # fill the last row
     # (rows, columns, 28, 28) -> (rows, 28, columns, 28) -> one picture
-    grid = grid.reshape(rows, columns, 28, 28).transpose(1, 2).reshape(rows * 28, columns * 28)
+    grid = grid.reshape(-1, columns, 28, 28).transpose(1, 2).reshape(-1, columns * 28)
     ax = ax or plt.figure().add_subplot()
     ax.imshow(grid.numpy(), vmin=0, vmax=1)
     ax.set_axis_off()
@@ -354,8 +355,7 @@ def plot_manifold(decode, ax=None, *, n=20, extent=None, title=None):
         left, right, bottom, top = extent
         first, second = left + (right - left) * middle, bottom + (top - bottom) * middle
     z = torch.cartesian_prod(second.flip(0), first).flip(1)  # rows from the top; (z1, z2)
-    model = getattr(decode, "__self__", None)
-    for weight in model.parameters() if isinstance(model, torch.nn.Module) else []:
+    for weight in getattr(getattr(decode, "__self__", None), "parameters", list)():
         z = z.to(weight)
     with torch.no_grad():
         return show_images(decode(z), ax, columns=n, title=title)
@@ -370,8 +370,7 @@ def plot_history(histories, ax=None, *, window=50, ylabel="nats per image"):
             smooth = np.convolve(losses, np.ones(w) / w, mode="valid")
             (line,) = ax.plot(np.arange(len(smooth)) + w, smooth)
             # The name at the line's end: no legend to be matched by colour.
-            end = (len(smooth) + w, smooth[-1])
-            ax.annotate(f" {name}", end, color=line.get_color(), va="center")
+            ax.annotate(f" {name}", (len(losses), smooth[-1]), color=line.get_color(), va="center")
     ax.set(xlabel="training step", ylabel=ylabel)
     return ax
 
@@ -402,16 +401,17 @@ def save_figure(fig, name, alt):
     fig.draw_without_rendering()  # tick labels exist only once drawn
     fig.set_layout_engine("none")  # or each resolution would be laid out a little differently
     texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    small = [text.get_text() for text in texts if text.get_fontsize() * 12.8 / width < 14]
-    if small:
+    if small := [text.get_text() for text in texts if text.get_fontsize() * 12.8 / width < 14]:
         raise ValueError(f"type must have 14 points or more; {name!r} has less: {small[:3]}")
-    with io.BytesIO() as svg, io.BytesIO() as large:
-        fig.savefig(
-            svg, format="svg", dpi=100, metadata={"Title": name, "Description": alt, "Date": None}
-        )
-        fig.savefig(large, format="png", dpi=200)
-        picture = Image.open(large).convert("RGB")
-        files = {"png": _png(picture, 256, Title=name, Description=alt), "svg": svg.getvalue()}
+    large, svg = io.BytesIO(), io.BytesIO()
+    fig.savefig(large, format="png", dpi=200)
+    picture = Image.open(large).convert("RGB")
+    for image in fig.findobj(AxesImage):  # an SVG need not hold what only enlarges its pixels
+        if image.get_array().shape[1] < image.get_window_extent().width:
+            image.set_interpolation("none")
+    fig.savefig(svg, format="svg", dpi=100, metadata=dict(Title=name, Description=alt, Date=None))
+    files = {"png": _png(picture, 256, Title=name, Description=alt)}
+    files["svg"] = re.sub(rb'(?<=base64,)[^"]+', _raster, svg.getvalue())
     folder = _from_root(os.environ.get("VAE_FIGURES_DIR") or "out/figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -420,11 +420,15 @@ def save_figure(fig, name, alt):
     except OSError as error:
         if os.environ.get("VAE_FIGURES_DIR"):
             raise  # somebody wants these files; in a read-only checkout the lesson goes on
-        print(
-            f"{name} is shown, but not saved: {_shown(folder)} cannot be written "
-            f"({error.strerror}); VAE_FIGURES_DIR can name another folder"
-        )
-    _display(picture, name, alt)
+        why = f"{_shown(folder)} cannot be written ({error.strerror})"
+        print(f"{name} is shown, but not saved: {why}; VAE_FIGURES_DIR can name another folder")
+    from IPython import display, get_ipython
+
+    if get_ipython() is not None:
+        # The width of a page and 128 colours keep a notebook under 1 MB.
+        small = _png(picture.resize((960, 540), Image.Resampling.BOX), 128)
+        metadata = {"image/png": {"alt": alt, "width": 960}, "figure": name}
+        display.display({"image/png": small, "text/plain": alt}, metadata=metadata, raw=True)
     plt.close(fig)  # or the notebook would show it a second time
 
 
@@ -434,16 +438,17 @@ def _png(picture, colours, **about):
     for key, text in about.items():
         info.add_itxt(key, text)
     with io.BytesIO() as buffer:
-        picture = picture.quantize(colours, dither=Image.Dither.NONE)
+        w, h = picture.size
+        if picture.mode == "RGB":  # below it a strip of its rarer colours, or these would be lost
+            rare = np.uint8(picture.quantize(64, Image.Quantize.MAXCOVERAGE).getpalette()[:192])
+            picture = Image.fromarray(np.vstack([picture, np.resize(rare, (h // 4, w, 3))]))
+        picture = picture.quantize(colours, dither=Image.Dither.NONE).crop((0, 0, w, h))
         picture.save(buffer, "png", optimize=True, dpi=(200, 200), pnginfo=info)
         return buffer.getvalue()
 
 
-def _display(picture, name, alt):
-    from IPython import get_ipython
-    from IPython.display import display
-
-    if get_ipython() is not None:  # the width of a page and 128 colours keep a notebook under 1 MB
-        small = _png(picture.resize((960, 540), Image.Resampling.BOX), 128)
-        metadata = {"image/png": {"alt": alt, "width": 960}, "figure": name}
-        display({"image/png": small, "text/plain": alt}, metadata=metadata, raw=True)
+def _raster(found):
+    """A raster within an SVG, with a palette too; only where it is opaque PIL makes a good one."""
+    picture = Image.open(io.BytesIO(base64.b64decode(found[0]))).convert("RGBA")
+    picture = picture.convert("RGB") if picture.getextrema()[3][0] == 255 else picture
+    return base64.b64encode(_png(picture, 256))

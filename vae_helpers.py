@@ -71,10 +71,8 @@ class VAE(nn.Module):
         return Independent(Normal(mu, torch.exp(0.5 * log_var), validate_args=False), 1)
 
     def decode(self, z):
-        """Codes (..., d) -> p(x|z), Bernoulli pixels over (784,); its .mean is the picture.
-
-        Not validated, so that log_prob takes grey targets: x log y + (1 - x) log(1 - y).
-        """
+        """Codes (..., d) -> p(x|z), Bernoulli pixels over (784,); its .mean is the picture."""
+        # Not validated, so that log_prob takes grey targets: x log y + (1 - x) log(1 - y).
         return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), 1)
 
     @property
@@ -161,7 +159,7 @@ def fit(model, loss, *tensors, steps, batch_size=250, learning_rate=5e-3, seed=0
     early and keeps what was learnt. Errors: ValueError for what cannot be trained on, for a loss of
     another shape or without a gradient; FloatingPointError for one that is not finite.
     """
-    _check_training(tensors, steps)
+    _check_training(model, tensors, steps)
 
     def not_finite(value):
         return FloatingPointError(
@@ -215,7 +213,7 @@ def _batches(n, batch_size, generator):
         yield from torch.randperm(n, generator=generator).split(min(batch_size, n))
 
 
-def _check_training(tensors, steps):
+def _check_training(model, tensors, steps):
     """What is wrong is told before the first step, not after the last."""
     if (os.environ.get("VAE_SEED") or "0") != _seed:
         print(f"VAE_SEED stays {_seed} until the kernel is restarted: set it before the imports")
@@ -224,7 +222,8 @@ def _check_training(tensors, steps):
     lengths = [len(tensor) for tensor in tensors]
     if len(set(lengths)) != 1 or lengths[0] == 0:
         raise ValueError(f"fit needs tensors of one length of at least 1, got lengths {lengths}")
-    for images in (tensor for tensor in tensors if tensor.shape[1:] == (784,)):
+    pixels = isinstance(model, (Autoencoder, VAE, _Judge))  # a model of one's own may want others
+    for images in (tensor for tensor in tensors if pixels and tensor.shape[1:] == (784,)):
         low, high = images.aminmax()
         if not (low >= 0 and high <= 1):  # written so that NaN fails too
             raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
@@ -298,7 +297,7 @@ def _judge_loss(judge, x, labels):
 def train_judge(images, labels, *, steps=700, seed=0):
     """A classifier to judge pictures by, trained and frozen (notebook 02 writes it out).
 
-    images (N, 784) in [0, 1]; labels (N,) int64, 0 to 9, else a ValueError. Returns a module: logits
+    images (N, 784) in [0, 1]; labels (N,) int64, ValueError if not 0 to 9. Returns a module: logits
     judge(x) (B, 11), judge.certainty(x) (B,) of a digit, the last layer's judge.features(x) (B, 64).
     """
     if not 0 <= labels.min() <= labels.max() <= 9:
@@ -312,8 +311,7 @@ def train_judge(images, labels, *, steps=700, seed=0):
 
 def hole_rate(judge, pictures, real):
     """Share of pictures (N, 784) of which the judge is less sure than of 95% of real ones (M, 784)."""
-    unsure = judge.certainty(pictures) < judge.certainty(real).quantile(0.05)
-    return unsure.float().mean().item()
+    return (judge.certainty(pictures) < judge.certainty(real).quantile(0.05)).float().mean().item()
 
 
 def frechet_distance(a, b):

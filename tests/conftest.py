@@ -10,6 +10,9 @@ from nbval.plugin import IPyNbFile
 # Kernels inherit it, and Agg would turn their inline figures off. The tests themselves draw on Agg.
 os.environ.pop("MPLBACKEND", None)
 matplotlib.use("Agg")
+# Some tests have servers of their own, which no proxy knows.
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = f"127.0.0.1,localhost,{os.environ.get(name, '')}"
 
 
 class NotebookRules:

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 import links
 
 ASK = """
-import json, vae_helpers as v, matplotlib.pyplot as plt
+import json, vae_classroom as v, matplotlib.pyplot as plt
 cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 print(json.dumps([v.PAPER, v.INK, v.QUIET, v.COLOURS, cycle, v.DIGIT_COLOURS]))
 """

@@ -6,10 +6,12 @@ from base64 import b64decode
 
 import pytest
 import torch
+from test_access import contrast
 
 import explorer
 import links
-from vae_helpers import VAE, Autoencoder, elbo, fit, load_mnist, reconstruction_loss
+from vae_classroom import load_mnist
+from vae_helpers import VAE, Autoencoder, fit, negative_elbo, reconstruction_loss
 
 NAMES = ("AE", "VAE")
 
@@ -21,10 +23,11 @@ NAMES = ("AE", "VAE")
 def models():
     mnist = load_mnist(sample=True, device="cpu")
     found = {}
-    for kind, loss in ((Autoencoder, reconstruction_loss), (VAE, lambda *a: -elbo(*a))):
+    kinds = {"AE": (Autoencoder, reconstruction_loss), "VAE": (VAE, negative_elbo)}
+    for name, (kind, loss) in kinds.items():
         torch.manual_seed(0)
-        found["AE" if kind is Autoencoder else "VAE"] = model = kind(2)
-        fit(model, loss, mnist.train, steps=200)
+        found[name] = kind(2)
+        fit(found[name], loss, mnist.train, steps=200)
     with torch.no_grad():
         codes = {"AE": found["AE"].encode(mnist.test), "VAE": found["VAE"].encode(mnist.test).mean}
     return found, codes, mnist
@@ -120,41 +123,25 @@ def point(page, name, across, down):
 
 
 def test_page_is_one_small_file_that_asks_for_nothing(tensors):
-    text = explorer.render(tensors)
+    text, template = explorer.render(tensors), explorer.TEMPLATE.read_text(encoding="utf-8")
     assert len(text.encode()) <= explorer.LARGEST == 2_500_000
-    assert "default-src 'none'" in text
+    assert "default-src 'none'" in text and "{{" not in text
     assert not re.search(r"https?:|url\(|@import|<link(?! rel=\"icon\" href=\"data:)| src=", text)
-    assert "{{" not in text
+    assert not re.search(r"#[0-9a-fA-F]{3,8}\b", template)  # its colours are the figures'
 
 
-def test_template_holds_no_colours_of_its_own():
-    assert not re.search(r"#[0-9a-fA-F]{3,8}\b", explorer.TEMPLATE.read_text(encoding="utf-8"))
-
-
-def test_themes_are_those_of_the_figures_and_legible(monkeypatch):
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
+def test_themes_are_those_of_the_figures_and_legible():
     for name in ("light", "dark"):
         colours = dict(re.findall(r"--(\w+): (#\w{6});", explorer.theme(name)))
         assert set(colours) == {"ink", "paper", "quiet", *NAMES}
-        for text in ("ink", "quiet"):
-            low, high = sorted(luminance(colours[key]) for key in (text, "paper"))
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, text)
+        assert all(contrast(colours[text], colours["paper"]) >= 4.5 for text in ("ink", "quiet"))
     assert explorer.theme("light") != explorer.theme("dark")
 
 
-@pytest.mark.parametrize(
-    "broken", ["shape", "not finite"], ids=["another network", "weights not finite"]
-)
-def test_render_refuses_what_is_no_decoder(tensors, broken):
-    state = {key: value.clone() for key, value in tensors["decoders"]["AE"].items()}
-    if broken == "shape":
-        state["0.weight"] = torch.zeros(len(state["0.bias"]), 3)
-    else:
-        state["2.weight"][5, 5] = float("nan")
+@pytest.mark.parametrize("weights", [torch.zeros(400, 3), torch.full((400, 2), torch.nan)])
+def test_render_refuses_what_is_no_decoder(tensors, weights):
+    """Another network, or one with weights that are not finite."""
+    state = tensors["decoders"]["AE"] | {"0.weight": weights}
     wrong = tensors | {"decoders": tensors["decoders"] | {"AE": state}}
     with pytest.raises(ValueError, match="AE: .*decoder"):
         explorer.render(wrong)
@@ -370,20 +357,15 @@ def test_status_tells_code_and_neighbours_and_not_too_often(visit, tensors, name
     status = page.locator(".status").nth(NAMES.index(name))
     assert status.get_attribute("aria-live") == "polite"
     page.wait_for_timeout(400)
-    updates = page.evaluate(
-        """async (index) => {
-        const element = document.querySelectorAll(".status")[index];
-        let updates = 0;
+    updates = status.evaluate("""async (element) => {
+        let updates = 0, until = performance.now() + 1000;
         new MutationObserver(() => updates++).observe(element, { childList: true });
-        const until = performance.now() + 1000;
         while (performance.now() < until) {
             explorer.move(element.textContent.split(":")[0], Math.random(), Math.random());
             await new Promise(requestAnimationFrame);
         }
         return updates;
-    }""",
-        NAMES.index(name),
-    )
+    }""")
     assert 1 <= updates <= 4
     page.evaluate(f"explorer.move('{name}', 1.2, -0.4)")
     page.wait_for_timeout(400)

@@ -20,7 +20,7 @@ from pptx.util import Inches, Pt
 import gallery
 import links
 import slides
-import vae_helpers
+import vae_classroom
 
 ROOT = links.ROOT
 FIGURES = [
@@ -69,38 +69,23 @@ def words():
 
 
 def test_every_figure_has_a_slide_in_the_notebooks_order(figure_slides):
-    assert [[image.name for image in pictures(slide)] for slide in figure_slides] == [
-        [name] for _, name, _ in FIGURES
-    ]
+    """The folder's picture, with the notebook's alt text."""
+    for slide, (_, name, alt) in zip(figure_slides, FIGURES, strict=True):
+        (image,) = pictures(slide)
+        assert (image.name, image._element.nvPicPr.cNvPr.get("descr")) == (name, alt)
+        assert image.image.blob == (ROOT / f"figures/{name}.png").read_bytes()
 
 
-def test_pictures_have_the_notebooks_alt_text(figure_slides):
-    found = [pictures(slide)[0]._element.nvPicPr.cNvPr.get("descr") for slide in figure_slides]
-    assert found == [alt for _, _, alt in FIGURES]
-
-
-def test_pictures_are_those_of_the_folder(figure_slides):
-    for slide, (_, name, _) in zip(figure_slides, FIGURES, strict=True):
-        assert pictures(slide)[0].image.blob == (ROOT / f"figures/{name}.png").read_bytes()
-
-
-def test_titles_are_plain_and_fit_on_a_line(deck):
-    for slide in deck.slides:
-        heading = slide.shapes.title.text_frame.text
-        assert heading.strip() and not re.search(r"[$\\`*\n]", heading)
-        if pictures(slide):
-            assert len(heading) <= 73  # in 28 points of Arial; a second line would hide the figure
-            assert all(
-                run.font.size >= Pt(28) for run in slide.shapes.title.text_frame.paragraphs[0].runs
-            )
-
-
-def test_titles_are_the_figures_own(figure_slides, words):
+def test_titles_are_the_figures_own_plain_and_on_one_line(deck, figure_slides, words):
+    assert all(slide.shapes.title.text_frame.text.strip() for slide in deck.slides)
     for slide, (path, name, _) in zip(figure_slides, FIGURES, strict=True):
         (cell,) = [c for c in links.read(path).cells if name in dict(slides.shown(c))]
         own = re.search(r'suptitle\("(.+?)"\)', cell.source)
-        expected = own[1].replace("$", "") if own else words[name]["title"]
-        assert slide.shapes.title.text_frame.text == expected
+        heading = slide.shapes.title.text_frame
+        assert heading.text == (own[1].replace("$", "") if own else words[name]["title"])
+        assert not re.search(r"[$\\`*\n]", heading.text)
+        assert len(heading.text) <= 73  # in 28 points of Arial; a second line would hide the figure
+        assert all(run.font.size >= Pt(28) for run in heading.paragraphs[0].runs)
 
 
 def test_notes_say_what_to_see_what_to_ask_and_where_it_comes_from(figure_slides, words):
@@ -128,19 +113,14 @@ def test_each_notebook_starts_with_a_divider(deck, words):
     assert [slide.shapes.title.text_frame.text for slide in deck.slides] == expected
 
 
-def test_no_type_is_under_14_points(deck):
+def test_type_has_14_points_and_nothing_is_off_the_page_or_on_top_of_another(deck):
+    assert deck.slide_width * 9 == pytest.approx(deck.slide_height * 16, rel=1e-4)
     for slide in deck.slides:
         for shape in slide.shapes:
             for paragraph in shape.text_frame.paragraphs if shape.has_text_frame else ():
                 assert paragraph.runs
                 assert all(run.font.size and run.font.size >= Pt(14) for run in paragraph.runs)
-
-
-def test_nothing_is_off_the_page_or_on_top_of_another(deck):
-    assert deck.slide_width * 9 == pytest.approx(deck.slide_height * 16, rel=1e-4)
-    for slide in deck.slides:
-        assert all(shape.name and shape.width > 0 and shape.height > 0 for shape in slide.shapes)
-        for shape in slide.shapes:
+            assert shape.name and shape.width > 0 and shape.height > 0
             assert 0 <= shape.left <= shape.left + shape.width <= deck.slide_width
             assert 0 <= shape.top <= shape.top + shape.height <= deck.slide_height
         stack = sorted(slide.shapes, key=lambda shape: shape.top)
@@ -207,7 +187,7 @@ def test_colours_are_those_of_the_figures(deck, tmp_path):
             "#" + re.search(rf'<a:{n}><a:srgbClr val="(\w+)"', theme)[1] for n in ("dk1", "lt1")
         ]
 
-    assert theme_colours(deck) == [vae_helpers.INK.upper(), vae_helpers.PAPER.upper()]
+    assert theme_colours(deck) == [vae_classroom.INK.upper(), vae_classroom.PAPER.upper()]
     result = tool("--theme", "dark", "--figures", ROOT / "figures", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["vae-figures-dark.pptx"]

@@ -12,6 +12,8 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+if hasattr(sys.stdout, "reconfigure"):  # every tool imports this file, and prints ✓ or an umlaut
+    sys.stdout.reconfigure(errors="replace")  # to a pipe, perhaps, that has no code for it
 NAV = re.compile(r"\n*<!-- nav -->.*?<!-- /nav -->\n*", re.DOTALL)
 
 

@@ -26,6 +26,7 @@ from nbconvert import HTMLExporter
 import claims
 import gallery
 import links
+import published
 import slides
 
 ROOT = links.ROOT
@@ -50,8 +51,11 @@ def stopped(client):
     return getattr(client, "_async_cleanup_kernel_future", None) is not None
 
 
-def execute(nb, folder):
-    """Run all cells, working in the folder. Returns None, or what went wrong in which cell."""
+def execute(nb, folder, follow=None):
+    """Run all cells, working in the folder. Returns None, or what went wrong in which cell.
+
+    follow(cell=…, cell_index=…) is called before each code cell.
+    """
     for cell in nb.cells:
         cell.get("metadata", {}).pop("execution", None)  # the times of an earlier run
         if cell.cell_type == "code":
@@ -65,6 +69,7 @@ def execute(nb, folder):
         record_timing=False,
         store_widget_state=False,
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its warnings speak of sockets
+        on_cell_execute=follow,
     )
     problem = None
     try:
@@ -99,15 +104,30 @@ def execute(nb, folder):
     return problem
 
 
+def follower(label, nb):
+    """For a terminal: a hook for `execute` that says on the label's line which cell is running."""
+    code = [place for place, cell in enumerate(nb.cells) if cell.cell_type == "code"]
+    start = time.perf_counter()
+
+    def follow(cell, cell_index):
+        where = f"cell {code.index(cell_index) + 1} of {len(code)}"
+        print(f"\r{label} {where} {time.perf_counter() - start:5.0f} s", end="", flush=True)
+
+    return follow if sys.stdout.isatty() else None
+
+
 def execute_all(paths):
     """Run notebooks one after the other. Returns [(path, nb)], and whether all went well."""
     done, fine = [], True
     for path in paths:
-        print(f"{path.relative_to(ROOT).as_posix():<50}", end=" ", flush=True)
+        label = f"{path.relative_to(ROOT).as_posix():<50}"
+        print(label, end=" ", flush=True)
         start = time.perf_counter()
         nb = links.read(path)
-        problem = execute(nb, path.parent)
+        problem = execute(nb, path.parent, follower(label, nb))
         seconds = f"{time.perf_counter() - start:5.0f} s"
+        if sys.stdout.isatty():  # wipe the line
+            print(f"\r{'':79}\r{label}", end=" ")
         if problem is None:
             print(seconds, "ok", flush=True)
         else:
@@ -198,10 +218,14 @@ def publish():
         return 2
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VAE_FIGURES_DIR"] = folder
+        made, figures = Path(folder), ROOT / "figures"
         done, fine = execute_all(links.notebooks() + links.solutions())
         if not fine:
             print("nothing was changed", file=sys.stderr)
             return 1
+        names = {path.stem for path in made.iterdir()}
+        for path, nb in done:
+            published.keep(links.read(path), nb, made, figures)
         readme = ROOT / "README.md"
         text = claims.renewed(readme.read_text(encoding="utf-8"), claims.measured(done))
         # From here on only files are moved: nothing that takes long or is likely to fail.
@@ -210,11 +234,11 @@ def publish():
             if path in links.notebooks():
                 slides.set_slide_types(nb)
             links.write(nb, path)
-        figures = ROOT / "figures"
         figures.mkdir(exist_ok=True)
-        for old in [*figures.glob("*.png"), *figures.glob("*.svg")]:
-            old.unlink()
-        for new in Path(folder).iterdir():
+        for old in figures.glob("[0-9][0-9]-*"):
+            if old.stem not in names:
+                old.unlink()
+        for new in made.iterdir():
             shutil.copyfile(new, figures / new.name)
     gallery.main()
     readme.write_text(text, encoding="utf-8", newline="\n")

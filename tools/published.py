@@ -1,0 +1,93 @@
+"""What `make publish` leaves as it is: pictures that look the same, and outputs that tell other times.
+
+So a publication in which nothing changed changes no file.
+"""
+
+import base64
+import io
+import json
+import re
+
+from PIL import Image, ImageChops, ImageFilter
+
+NUMBER = re.compile(r"[-−]?\d+(?:[., ]\d+)*(?:e[-+]?\d+)?")
+# A progress bar, whose length depends on what stands beside it; a clock; seconds.
+TIME = re.compile(r"(?<=%)\|[^|]*\||\d+:\d\d|\d+(?:\.\d+)? ?(?:it/s|s/it|µs|ms|s)\b")
+
+
+def alike(one, other, limit=30):
+    """Do two PNG files show the same, but for what another processor changes?
+
+    Means over 3 x 3 pixels of a picture of 1280 x 720 may differ by the limit, of 255. Another digit
+    in the smallest grey type differs by 84 and more, a faint point that moved by 4 of 2560 pixels by
+    34; a curve drawn from numbers that differ by a ten-thousandth by 18.
+    """
+    one, other = (Image.open(io.BytesIO(png)).convert("RGB") for png in (one, other))
+    size = min(one.size, other.size, (1280, 720))
+    one, other = (
+        picture.resize(size, Image.Resampling.BOX).filter(ImageFilter.BoxBlur(1))
+        for picture in (one, other)
+    )
+    return max(high for _, high in ImageChops.difference(one, other).getextrema()) <= limit
+
+
+def same_words(one, other, but=NUMBER):
+    """Are two texts the same but for their numbers?"""
+    return but.sub("#", one) == but.sub("#", other)
+
+
+def keep_text(before, new, timed):
+    one, other = (
+        json.dumps(output | {"execution_count": None}, ensure_ascii=False, sort_keys=True)
+        for output in (before, new)
+    )
+    if same_words(one, other, NUMBER if timed else TIME):
+        new.update({key: before[key] for key in ("text", "data") if key in before})
+
+
+def keep_picture(before, new, timed, made, figures):
+    name = new.metadata["figure"]
+    files = {file: figures / file.name for file in made.glob(f"{name}.*")}
+    if not all(file.exists() for file in files.values()):
+        return
+    published, fresh = ((folder / f"{name}.png").read_bytes() for folder in (figures, made))
+    told = Image.open(io.BytesIO(published)).text.get("Description", "")
+    told = same_words(told, new.metadata["image/png"]["alt"])
+    if timed and told:
+        new.update(before)
+    elif alike(stored(before), stored(new)) and alike(published, fresh):
+        new.data["image/png"] = before.data["image/png"]
+    else:
+        return
+    for file in files if told else ():
+        file.unlink()
+
+
+def stored(output):
+    return base64.b64decode(output.data["image/png"])
+
+
+def by_name(cell):
+    """{a figure's name, or another output's place: the output}."""
+    outputs = enumerate(cell.get("outputs", []))
+    return {output.get("metadata", {}).get("figure", place): output for place, output in outputs}
+
+
+def keep(old, nb, made, figures):
+    """Of the stored outputs of `old` put what stays into those of a new run, `nb`.
+
+    A picture that stays keeps its stored pixels, and its files too unless its alt text has other
+    words: then the new ones are removed from `made`, so that they do not replace those in `figures`.
+    In a cell that is tagged "times" every number is a time.
+    """
+    cells = {cell.id: by_name(cell) for cell in old.cells}
+    for cell in nb.cells:
+        timed = "times" in cell.metadata.get("tags", [])
+        for name, new in by_name(cell).items():
+            before = cells.get(cell.id, {}).get(name, {})
+            if before.get("output_type") != new.output_type:
+                continue
+            if isinstance(name, str):
+                keep_picture(before, new, timed, made, figures)
+            else:
+                keep_text(before, new, timed)
