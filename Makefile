@@ -48,7 +48,7 @@ publish: .venv/.installed  ## for maintainers: renew stored outputs, figures/, t
 	$(PY) tests/benchmarks/bench.py --in-place
 
 clean:  ## remove what the commands made, except .venv/ and data/, which take long to get
-	rm -rf out build .hypothesis .pytest_cache .ruff_cache *.egg-info
+	rm -rf out build .pytest_cache .ruff_cache *.egg-info
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # Where pip is told to install for the user, it would refuse to install into an environment.

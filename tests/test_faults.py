@@ -405,8 +405,7 @@ def test_the_kernels_stop_button_keeps_what_was_learnt(kernel, stops):
 
 def test_a_kernel_that_dies(tmp_path):
     """As when memory runs out: the run says so, and goes on to the next notebook."""
-    nb = new_notebook(cells=[new_code_cell("1"), new_code_cell("import os, signal")])
-    nb.cells.append(new_code_cell("os.kill(os.getpid(), signal.SIGKILL)"))
+    nb = new_notebook(cells=[new_code_cell("1"), new_code_cell("import os; os._exit(137)")])
     told = run_notebooks.execute(nb, tmp_path)
     assert told.startswith("in cell [") and is_in_the_table(told.splitlines()[-1]), told
     assert run_notebooks.execute(new_notebook(cells=[new_code_cell("2")]), tmp_path) is None
@@ -457,7 +456,7 @@ def build_editable(folder, *_):
 
 def install(folder, python, **settings):
     """The Makefile's installation of a project that needs nothing from the network."""
-    if not shutil.which("make"):
+    if not shutil.which("make") or os.name == "nt":
         pytest.skip("no make")
     shutil.copy(c.ROOT / "Makefile", folder)
     (folder / "requirements.txt").touch()
@@ -491,6 +490,7 @@ def test_a_machine_on_which_it_cannot_run(tmp_path, lie):
     assert not result.stdout and not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="on Windows links are for administrators")
 def test_git_ignores_what_is_made_where_it_is_a_link_too(tmp_path):
     """.venv, data and out may lie on another disk."""
     shutil.copy(c.ROOT / ".gitignore", tmp_path)
