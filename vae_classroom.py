@@ -317,8 +317,8 @@ def plot_latent_space(z, labels, ax=None, *, title=None):
     if z.ndim != 2 or z.shape[1] != 2 or labels.shape != z.shape[:1] or len(z) == 0:
         got = f"{tuple(z.shape)} and labels {tuple(labels.shape)}"
         raise ValueError(f"codes must be (N, 2) with N labels, N at least 1, got {got}")
-    if not 0 <= labels.min() <= labels.max() <= 9:
-        raise ValueError(f"labels must be from 0 to 9, got {labels.min()} to {labels.max()}")
+    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() <= 9:
+        raise ValueError(f"labels must be whole, 0 to 9, got {labels.min()} to {labels.max()}")
     ax = ax or plt.figure().add_subplot()
     colours = np.array(DIGIT_COLOURS)[labels.numpy()]
     ax.scatter(*z.T.numpy(), c=colours, s=6, alpha=0.5, linewidths=0, rasterized=True)

@@ -231,6 +231,7 @@ def test_history(capsys):
     assert history.shape == (12,) and np.isfinite(history).all()
     out, err = capsys.readouterr()  # err would be a red box in the notebook
     assert "12/12" in out and f"loss {history.mean():.1f}" in out and not err
+    assert "VAE_SEED" not in out  # nobody set it
 
 
 @pytest.mark.parametrize("model", [Autoencoder, VAE])

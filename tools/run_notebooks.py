@@ -225,7 +225,7 @@ def publish():
             return 1
         names = {path.stem for path in made.iterdir()}
         for path, nb in done:
-            pass
+            published.keep(links.read(path), nb, made, figures)
         readme = ROOT / "README.md"
         text = claims.renewed(readme.read_text(encoding="utf-8"), claims.measured(done))
         # From here on only files are moved: nothing that takes long or is likely to fail.
