@@ -30,7 +30,7 @@ def same_random_numbers():
 
 def child(code, **settings):
     """Run code in a fresh Python that finds these modules; returns what it printed."""
-    env = {k: value for k, value in os.environ.items() if k[:4] not in ("VAE_", "OMP_")}
+    env = {k: value for k, value in os.environ.items() if k[:4] not in ("VAE_", "OMP_", "GOMP")}
     env |= {"PYTHONPATH": str(REPO), "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"} | settings
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, encoding="utf-8", timeout=120
@@ -84,7 +84,7 @@ import os, sys
 class Watch:
     def find_spec(self, name, *_):
         if name == "torch":
-            print(os.environ["OMP_WAIT_POLICY"])
+            print(*(os.environ.get(key) for key in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")))
 sys.meta_path.insert(0, Watch())
 import {0}
 print(*sorted({{name.split(".")[0] for name in sys.modules}}))
@@ -92,13 +92,18 @@ print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 
 
 @pytest.mark.parametrize(
-    "module, policy",
-    [("vae_helpers", {}), ("vae_classroom", {}), ("vae_helpers", {"OMP_WAIT_POLICY": "ACTIVE"})],
+    "module, set_by_the_user, then",
+    [
+        ("vae_helpers", {}, "passive 5000"),
+        ("vae_classroom", {}, "passive 5000"),
+        ("vae_helpers", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ("vae_helpers", {"GOMP_SPINCOUNT": "7"}, "None 7"),
+    ],
 )
-def test_torch_is_loaded_with_threads_that_wait_in_peace(module, policy):
+def test_torch_is_loaded_with_threads_that_wait_in_peace(module, set_by_the_user, then):
     """Unless the user says otherwise; and with nothing that only some of the notebooks need."""
-    first, loaded = child(IMPORT.format(module), **policy).splitlines()
-    assert first == policy.get("OMP_WAIT_POLICY", "passive") and module in loaded.split()
+    first, loaded = child(IMPORT.format(module), **set_by_the_user).splitlines()
+    assert first == then and module in loaded.split()
     if module == "vae_helpers":
         heavy = "matplotlib PIL torchvision mlxtend sklearn ipywidgets IPython scipy pandas"
         assert not set(heavy.split()) & set(loaded.split())
@@ -189,16 +194,16 @@ def test_objective(settings):
 
 def test_no_measure_needs_much_memory():
     """At most 10 000 pictures are decoded at a time, unless a single draw has more."""
-    vae, sizes = VAE(2, 8), []
+    vae, sizes = VAE(2, 8).to(DEVICE), []
     decode = vae.decode
     vae.decode = lambda z: sizes.append(z[..., 0].numel()) or decode(z)
-    value = log_likelihood(vae, torch.bernoulli(images(203)), 250)
+    value = log_likelihood(vae, torch.bernoulli(images(203)).to(DEVICE), 250)
     assert value.shape == (203,) and value.isfinite().all() and not value.requires_grad
     assert sum(sizes) == 203 * 250 and max(sizes) == 10_000
     for n, draws, expected in ((300, 70, [9900, 9900, 1200]), (10_001, 2, [10_001] * 2)):
         sizes.clear()
         with torch.no_grad():
-            assert elbo_terms(vae, images(n), draws)[0].shape == (n,)
+            assert elbo_terms(vae, images(n).to(DEVICE), draws)[0].shape == (n,)
         assert sizes == expected
 
 

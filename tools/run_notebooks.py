@@ -232,6 +232,7 @@ def publish():
         for path, nb in done:
             links.set_nav(nb, links.nav_line(path))
             if path in links.notebooks():
+                nb.metadata["code_published"] = links.code_digest(nb)  # .ci/run asks whether it is
                 slides.set_slide_types(nb)
             links.write(nb, path)
         figures.mkdir(exist_ok=True)

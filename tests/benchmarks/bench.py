@@ -20,14 +20,15 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-import vae_classroom  # noqa: E402
+import vae_classroom  # noqa: E402  before torch: it says how threads wait
 import vae_helpers as v  # noqa: E402
+
+# isort: split
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
 LATENT, HIDDEN = 20, 400
 EPOCHS = 10  # of the usual way
@@ -122,7 +123,7 @@ def step_seconds(steps=40):
 
 
 WAITS = {
-    "at rest": {"OMP_WAIT_POLICY": "passive"},  # what vae_helpers sets
+    "at rest": {},  # as vae_helpers says
     "spinning": {"GOMP_SPINCOUNT": "300000"},  # the default of PyTorch's OpenMP on Linux
 }
 
