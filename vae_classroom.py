@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageChops, ImageFilter, PngImagePlugin
 from torch.distributions import Normal
 
 ROOT = Path(__file__).resolve().parent
@@ -211,8 +211,7 @@ def _sample_digits():
     # (10, 500) -> (500, 10): the classes take turns, and the first ten images show all
     images = images.reshape(10, 500, 784)[:, order].transpose(0, 1).float() / 255
     labels = labels.reshape(10, 500)[:, order].transpose(0, 1).long()
-    parts = images[:400], labels[:400], images[400:], labels[400:]
-    return [part.flatten(0, 1) for part in parts]
+    return [part.flatten(0, 1) for part in (images[:400], labels[:400], images[400:], labels[400:])]
 
 
 # ------------------------------------------------------------------------------------------- claims
@@ -233,9 +232,9 @@ def claim(text, value, *, low=None, high=None):
     limits = " and ".join(f"{sign} {x:.6g}" for sign, x in limits if x is not None)
     line = f"{'✓' if ok else '✗'} {text}: {value:.6g} (claimed: {limits})"
     if os.environ.get("VAE_CLAIMS"):
-        shown = value if math.isfinite(value) else None  # JSON has no NaN
-        record = {"claim": text, "value": shown, "low": low, "high": high, "ok": ok, "seed": SEED}
-        record |= {"source": _source, "device": _device(None).type}
+        # JSON has no NaN.
+        record = {"claim": text, "value": value if math.isfinite(value) else None, "low": low}
+        record |= dict(high=high, ok=ok, seed=SEED, source=_source, device=_device(None).type)
         path = _from_root(os.environ["VAE_CLAIMS"])
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -407,10 +406,9 @@ def save_figure(fig, name, alt):
     fig.savefig(large, format="png", dpi=200)
     picture = Image.open(large).convert("RGB")
     for image in fig.findobj(AxesImage):  # an SVG need not hold what only enlarges its pixels
-        if image.get_array().shape[1] < image.get_window_extent().width:
-            image.set_interpolation("none")
+        image.set_interpolation("none")
     fig.savefig(svg, format="svg", dpi=100, metadata=dict(Title=name, Description=alt, Date=None))
-    files = {"png": _png(picture, 256, Title=name, Description=alt)}
+    files = {"png": _png(picture, Title=name, Description=alt)}
     files["svg"] = re.sub(rb'(?<=base64,)[^"]+', _raster, svg.getvalue())
     folder = _from_root(os.environ.get("VAE_FIGURES_DIR") or "out/figures")
     try:
@@ -426,29 +424,32 @@ def save_figure(fig, name, alt):
 
     if get_ipython() is not None:
         # The width of a page and 128 colours keep a notebook under 1 MB.
-        small = _png(picture.resize((960, 540), Image.Resampling.BOX), 128)
+        small = _png(picture.resize((960, 540), Image.Resampling.BOX))
         metadata = {"image/png": {"alt": alt, "width": 960}, "figure": name}
         display.display({"image/png": small, "text/plain": alt}, metadata=metadata, raw=True)
     plt.close(fig)  # or the notebook would show it a second time
 
 
-def _png(picture, colours, **about):
-    """The picture as a file with a palette, a third of the size of one without."""
-    info = PngImagePlugin.PngInfo()
+def _png(picture, **about):
+    """The picture as a file with a palette of 128 colours, or 256 where one would see it."""
+    info, buffer, (w, h) = PngImagePlugin.PngInfo(), io.BytesIO(), picture.size
     for key, text in about.items():
         info.add_itxt(key, text)
-    with io.BytesIO() as buffer:
-        w, h = picture.size
-        if picture.mode == "RGB":  # below it a strip of its rarer colours, or these would be lost
-            rare = np.uint8(picture.quantize(64, Image.Quantize.MAXCOVERAGE).getpalette()[:192])
-            picture = Image.fromarray(np.vstack([picture, np.resize(rare, (h // 4, w, 3))]))
-        picture = picture.quantize(colours, dither=Image.Dither.NONE).crop((0, 0, w, h))
-        picture.save(buffer, "png", optimize=True, dpi=(200, 200), pnginfo=info)
-        return buffer.getvalue()
+    whole = picture
+    if picture.mode == "RGB":  # below it a strip of its rarer colours, or these would be lost
+        rare = np.uint8(picture.quantize(64, Image.Quantize.MAXCOVERAGE).getpalette()[:192])
+        whole = Image.fromarray(np.vstack([picture, np.resize(rare, (h // 4, w, 3))]))
+    for colours in (128, 256):
+        small = whole.quantize(colours, dither=Image.Dither.NONE).crop((0, 0, w, h))
+        off = ImageChops.difference(small.convert(picture.mode), picture)
+        if max(high for _, high in off.filter(ImageFilter.BoxBlur(2)).getextrema()) < 8:
+            break
+    small.save(buffer, "png", optimize=True, dpi=(200, 200), pnginfo=info)
+    return buffer.getvalue()
 
 
 def _raster(found):
     """A raster within an SVG, with a palette too; only where it is opaque PIL makes a good one."""
     picture = Image.open(io.BytesIO(base64.b64decode(found[0]))).convert("RGBA")
     picture = picture.convert("RGB") if picture.getextrema()[3][0] == 255 else picture
-    return base64.b64encode(_png(picture, 256))
+    return base64.b64encode(_png(picture))

@@ -3,6 +3,7 @@
 No test needs the network: the data files are tiny, with checksums of their own; the sample is real.
 """
 
+import base64
 import functools
 import gzip
 import hashlib
@@ -10,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -326,6 +328,23 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         c.save_figure(fig, "06-x", "A line.")
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_light_and_keep_a_rare_colour(tmp_path, monkeypatch):
+    """Palettes, in the SVG too, whose images are embedded as they are and whose points at 100 dpi."""
+    monkeypatch.setenv("VAE_FIGURES_DIR", str(tmp_path))
+    fig, (left, right) = plt.subplots(1, 2)
+    left.imshow(np.random.default_rng(0).random((100, 100)), cmap="viridis")  # 256 colours
+    right.scatter([0], [0], s=30, c="#bd1f01", linewidths=0, rasterized=True)
+    c.save_figure(fig, "06-x", "A map and a point.")
+    png = Image.open(tmp_path / "06-x.png")
+    colours = np.array([rgb for _, rgb in png.convert("RGB").getcolors(256)])
+    assert png.mode == "P" and np.abs(colours - [0xBD, 0x1F, 0x01]).sum(1).min() < 30
+    svg = (tmp_path / "06-x.svg").read_text(encoding="utf-8")
+    rasters = [io.BytesIO(base64.b64decode(text)) for text in re.findall(r'base64,([^"]+)', svg)]
+    image, points = map(Image.open, rasters)
+    assert (image.mode, points.mode, image.size) == ("P", "P", (100, 100))
+    assert max(points.size) < 12 and points.convert("RGBA").getextrema()[3][0] == 0
 
 
 def test_figures_go_beside_the_module(tmp_path, monkeypatch, capsys):

@@ -344,6 +344,14 @@ def order(noise):
     return batches
 
 
+@pytest.mark.parametrize(
+    "rows, batch_size", [(5, 1), (1, 250)], ids=["a batch of one", "one image"]
+)
+def test_odd_batches(rows, batch_size):
+    history = fit(VAE(2, 8), negative_elbo, images(rows), steps=7, batch_size=batch_size)
+    assert history.shape == (7,) and np.isfinite(history).all()
+
+
 def test_every_row_once_an_epoch_in_a_new_order():
     batches = order(noise=0)
     assert batches == order(noise=5)  # so that an autoencoder and a VAE learn from the same
