@@ -649,7 +649,7 @@ def drawing(noise=0.0, label="93.4", point=0.0, alt="A curve to 93.4"):
         fig.savefig(file, dpi=200)
         plt.close(fig)
         picture = Image.open(file).convert("RGB")
-    return vae_classroom._png(picture, 256, Title="01-new", Description=alt)
+    return vae_classroom._png(picture, Title="01-new", Description=alt)
 
 
 @pytest.fixture
