@@ -9,6 +9,9 @@ from nbval.plugin import IPyNbFile
 
 # Kernels inherit it, and Agg would turn their inline figures off. The tests themselves draw on Agg.
 os.environ.pop("MPLBACKEND", None)
+# Or the makes that tests start would take themselves for parts of `make test`.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
 matplotlib.use("Agg")
 # Some tests have servers of their own, which no proxy knows.
 for name in ("no_proxy", "NO_PROXY"):
