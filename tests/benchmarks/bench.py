@@ -124,8 +124,8 @@ def step_seconds(steps=40):
 
 
 WAITS = {
-    "at rest": {},  # as vae_helpers says
-    "spinning": {"GOMP_SPINCOUNT": "300000"},  # the default of PyTorch's OpenMP on Linux
+    "short spin": {},  # as vae_helpers says
+    "long spin": {"GOMP_SPINCOUNT": "300000"},  # the default of PyTorch's OpenMP on Linux
 }
 
 
@@ -326,10 +326,10 @@ def busy_report(steps, machine):
         return [x / y for x, y in zip(steps[a], steps[b], strict=True)]
 
     slower, spinning = (
-        over("busy, at rest", "idle, at rest"),
-        over("busy, spinning", "idle, spinning"),
+        over("busy, short spin", "idle, short spin"),
+        over("busy, long spin", "idle, long spin"),
     )
-    pays = over("idle, at rest", "idle, spinning")
+    pays = over("idle, short spin", "idle, long spin")
     return [
         "## A busy laptop",
         "",
