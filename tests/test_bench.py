@@ -97,3 +97,17 @@ def test_the_floor_has_the_products_of_a_step(monkeypatch):
         F.binary_cross_entropy_with_logits(logits, x).backward()
 
     assert products(bench.floor(x)) == products(step)
+
+
+def test_the_busy_section_is_renewed_alone(tmp_path, monkeypatch):
+    """Put in where it is missing, replaced where it is there, and nothing else is touched."""
+    path = tmp_path / "tests/benchmarks/RESULTS.md"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    path.write_text("# Head\n\n## To repeat it\n\nmake\n", encoding="utf-8")
+    for number in (1, 2):
+        bench.renew_busy(f"## A busy laptop\n\n{number}\n", in_place=True)
+        expected = f"# Head\n\n## A busy laptop\n\n{number}\n\n## To repeat it\n\nmake\n"
+        assert path.read_text(encoding="utf-8") == expected
+    bench.renew_busy("## A busy laptop\n\n3\n", in_place=False)
+    assert path.read_text(encoding="utf-8") == expected
