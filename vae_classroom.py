@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 from PIL import Image, ImageChops, ImageFilter, PngImagePlugin
 from torch.distributions import Normal
@@ -374,6 +375,42 @@ def plot_history(histories, ax=None, *, window=50, ylabel="nats per image"):
     return ax
 
 
+def sketch_axes(fig):
+    """Axes over the whole figure for a schematic, 16 wide and 9 high, without ticks. Returns them."""
+    fig.set_layout_engine("none")
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 16), ylim=(0, 9))
+    ax.axis("off")
+    return ax
+
+
+def sketch_box(ax, x, y, text, colour=INK, *, slope=0.0, width=2.3, height=1.9):
+    """A box at (x, y), its middle; it narrows to the right (slope 0.5, an encoder) or left (-0.5)."""
+    left, right = height / 2 * (1 + min(0, slope)), height / 2 * (1 - max(0, slope))
+    ends = np.array([x - width / 2, x - width / 2, x + width / 2, x + width / 2])
+    corners = y + np.array([-left, left, right, -right])
+    ax.fill(ends, corners, facecolor=PAPER, edgecolor=colour, linewidth=3)
+    ax.text(x, y, text, ha="center", va="center", color=colour, fontweight="bold")
+
+
+def sketch_node(ax, x, y, text, colour=INK):
+    """A quantity: a circle at (x, y)."""
+    ax.add_patch(plt.Circle((x, y), 0.6, facecolor=PAPER, edgecolor=colour, linewidth=3))
+    ax.text(x, y, text, ha="center", va="center", fontsize=24)
+
+
+def sketch_picture(ax, x, y, image, size=1.7):
+    """An image (784,) in a frame, its middle at (x, y)."""
+    place = (x - size / 2, x + size / 2, y - size / 2, y + size / 2)
+    ax.imshow(image.reshape(28, 28).cpu(), extent=place, vmin=0, vmax=1)
+    ax.add_patch(plt.Rectangle(place[::2], size, size, fill=False, edgecolor=QUIET))
+
+
+def sketch_arrow(ax, start, end, colour=INK):
+    style = dict(color=colour, linewidth=2.5, mutation_scale=22, shrinkA=0, shrinkB=0)
+    ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", **style))
+
+
 # ------------------------------------------------------------------------------------------- export
 
 
@@ -383,10 +420,52 @@ def save_figure(fig, name, alt):
     name  notebook's number and words, such as "06-latent-spaces"; saving again overwrites
     alt   what the figure shows and what to conclude, for those who cannot see it
     The files go to VAE_FIGURES_DIR, else out/figures/, if that can be written. Nothing is written
-    unless both can be made.
+    unless all can be made.
     Errors: ValueError for a bad name, an empty alt text, a shape other than 16:9, type under 14
     points; OSError if VAE_FIGURES_DIR cannot be written.
     """
+    alt = _checked(fig, name, alt)
+    picture = _drawn(fig, 2560)
+    for image in fig.findobj(AxesImage):  # an SVG need not hold what only enlarges its pixels
+        image.set_interpolation("none")
+    svg = io.BytesIO()
+    fig.savefig(svg, format="svg", dpi=100, metadata=dict(Title=name, Description=alt, Date=None))
+    svg = re.sub(rb'(?<=base64,)[^"]+', _raster, svg.getvalue())
+    # The width of a page and 128 colours keep a notebook under 1.5 MB.
+    small = _png(picture.resize((960, 540), Image.Resampling.BOX))
+    files = {"png": _png(picture, Title=name, Description=alt), "svg": svg}
+    _publish(fig, name, alt, files, "image/png", small)
+
+
+def save_film(fig, draw, frames, name, alt):
+    """Show a film, with its alt text, and write it for slides as GIF and, its last picture, as PNG.
+
+    draw    draw(frame) changes the figure; it is called for each of frames, and may be called again
+    frames  a list; ten a second. The film plays once and rests on its last picture, which comes
+            first too, because what does not play films (a page in print, LibreOffice) shows that
+    name, alt, files, errors: those of save_figure; the alt text tells what changes. ValueError too
+    for a film without frames or of more than 2 MB.
+    """
+    if len(frames) == 0:
+        raise ValueError(f"a film needs frames; {name!r} has none")
+    draw(frames[-1])
+    alt, poster = _checked(fig, name, alt), _drawn(fig, 2560)
+    pictures = []
+    for frame in [frames[-1], *frames]:
+        draw(frame)
+        pictures.append(_drawn(fig, 960))
+    film = _gif(pictures, 64, f"{name}: {alt}")
+    if len(film) > 2e6:
+        raise ValueError(
+            f"a film has 2 MB at most; {name!r} has {len(film) / 1e6:.1f}: fewer frames"
+        )
+    files = {"gif": film, "png": _png(poster, Title=name, Description=alt)}
+    small = _gif([picture.resize((640, 360), Image.Resampling.BOX) for picture in pictures], 64)
+    _publish(fig, name, alt, files, "image/gif", small)
+
+
+def _checked(fig, name, alt):
+    """The alt text on one line. The figure is laid out, and stays so."""
     if (os.environ.get("VAE_THEME") or "light") != _theme:
         print(f"VAE_THEME stays {_theme} until the kernel is restarted: set it before the imports")
     if not re.fullmatch(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*", str(name)):
@@ -398,18 +477,24 @@ def save_figure(fig, name, alt):
     if abs(width / height - 16 / 9) > 0.01:
         raise ValueError(f"figures are 16:9 like slides; {name!r} is {width:g} x {height:g} inches")
     fig.draw_without_rendering()  # tick labels exist only once drawn
-    fig.set_layout_engine("none")  # or each resolution would be laid out a little differently
+    # Or each resolution would be laid out a little differently, one without an engine too.
+    fig.set_layout_engine("none" if fig.get_layout_engine() else PlaceHolderLayoutEngine(True, True))
     texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
     if small := [text.get_text() for text in texts if text.get_fontsize() * 12.8 / width < 14]:
         raise ValueError(f"type must have 14 points or more; {name!r} has less: {small[:3]}")
-    large, svg = io.BytesIO(), io.BytesIO()
-    fig.savefig(large, format="png", dpi=200)
-    picture = Image.open(large).convert("RGB")
-    for image in fig.findobj(AxesImage):  # an SVG need not hold what only enlarges its pixels
-        image.set_interpolation("none")
-    fig.savefig(svg, format="svg", dpi=100, metadata=dict(Title=name, Description=alt, Date=None))
-    files = {"png": _png(picture, Title=name, Description=alt)}
-    files["svg"] = re.sub(rb'(?<=base64,)[^"]+', _raster, svg.getvalue())
+    return alt
+
+
+def _drawn(fig, width):
+    """The figure as a picture, so many pixels wide."""
+    pixels = io.BytesIO()
+    fig.savefig(pixels, format="rgba", dpi=width / fig.get_size_inches()[0])
+    pixels = np.frombuffer(pixels.getvalue(), np.uint8).reshape(-1, width, 4)
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _publish(fig, name, alt, files, kind, shown):
+    """Write the files, and show the last."""
     folder = _from_root(os.environ.get("VAE_FIGURES_DIR") or "out/figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -423,11 +508,21 @@ def save_figure(fig, name, alt):
     from IPython import display, get_ipython
 
     if get_ipython() is not None:
-        # The width of a page and 128 colours keep a notebook under 1 MB.
-        small = _png(picture.resize((960, 540), Image.Resampling.BOX))
-        metadata = {"image/png": {"alt": alt, "width": 960}, "figure": name}
-        display.display({"image/png": small, "text/plain": alt}, metadata=metadata, raw=True)
+        about = {kind: {"alt": alt, "width": 960}, "figure": name}
+        display.display({kind: shown, "text/plain": alt}, metadata=about, raw=True)
     plt.close(fig)  # or the notebook would show it a second time
+
+
+def _gif(pictures, colours, comment=""):
+    """A film that plays once. One palette for all its pictures, or still areas would flicker."""
+    some = Image.fromarray(np.vstack(pictures[:: max(1, len(pictures) // 4)]))
+    palette = some.quantize(colours, dither=Image.Dither.NONE)
+    first, *rest = (picture.quantize(palette=palette, dither=0) for picture in pictures)
+    times, buffer = [1000] + [100] * len(rest), io.BytesIO()
+    first.save(
+        buffer, "gif", save_all=True, append_images=rest, duration=times, comment=comment.encode()
+    )
+    return buffer.getvalue()
 
 
 def _png(picture, **about):

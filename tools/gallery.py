@@ -8,21 +8,24 @@ import re
 from links import ROOT, notebooks, read, solutions, title
 
 
+def kind(output):
+    """What a stored figure is: "image/png", or "image/gif" for a film."""
+    return next((kind for kind in output.get("data", {}) if kind.startswith("image/")), None)
+
+
+def alt(output):
+    return output.metadata.get(kind(output), {}).get("alt", "")
+
+
+def stored(nb):
+    """[(cell, output)] of each figure that a notebook's stored outputs show, in order."""
+    outputs = ((cell, output) for cell in nb.cells for output in cell.get("outputs", []))
+    return [pair for pair in outputs if "figure" in pair[1].get("metadata", {})]
+
+
 def figures(nb):
-    """(name, alt text) of each figure that a notebook's stored outputs show, in order."""
-    outputs = (output for cell in nb.cells for output in cell.get("outputs", []))
-    shown = (output.metadata for output in outputs if "figure" in output.get("metadata", {}))
-    return [(about["figure"], about.get("image/png", {}).get("alt", "")) for about in shown]
-
-
-def cell_numbers(nb):
-    """{name: execution count of the cell that made it}."""
-    return {
-        output.metadata["figure"]: cell.execution_count
-        for cell in nb.cells
-        for output in cell.get("outputs", [])
-        if "figure" in output.get("metadata", {})
-    }
+    """[(name, alt text)]"""
+    return [(output.metadata["figure"], alt(output)) for _, output in stored(nb)]
 
 
 def plain(text):
@@ -35,22 +38,29 @@ def render():
         "# Figures",
         "",
         "Made by `tools/gallery.py` from the notebooks' outputs; changes by hand are lost.",
-        "Each figure is there as PNG and as SVG. `make figures THEME=dark` makes dark ones in",
-        "`out/figures-dark/`, and `make slides` a deck. The latent explorer is a page that any browser",
-        "opens: [latent_explorer.html](latent_explorer.html).",
+        "Each figure is there as PNG and as SVG, a film as GIF and, its last picture, as PNG.",
+        "`make figures THEME=dark` makes dark ones in `out/figures-dark/`, and `make slides` a deck.",
+        "The latent explorer is a page that any browser opens:",
+        "[latent_explorer.html](latent_explorer.html).",
         "",
     ]
     for path in notebooks() + solutions():
         nb = read(path)
-        found, numbers = figures(nb), cell_numbers(nb)
-        if found:
+        if found := stored(nb):
             where = path.relative_to(ROOT).as_posix()
-            kind = "Solutions to " if path.parent.name == "solutions" else ""
-            lines += [f"## {kind}[{plain(title(path))}](../{where})", ""]
-        for name, alt in found:
-            lines += [f"### {name}", "", f"![{plain(alt)}]({name}.png)", "", plain(alt), ""]
-            made = f'`save_figure(fig, "{name}", alt=…)` in cell {numbers[name]}'
-            lines += [f"{made} · [PNG]({name}.png) · [SVG]({name}.svg)", ""]
+            kind_of = "Solutions to " if path.parent.name == "solutions" else ""
+            lines += [f"## {kind_of}[{plain(title(path))}](../{where})", ""]
+        for cell, output in found:
+            name, text = output.metadata["figure"], plain(alt(output))
+            if kind(output) == "image/gif":
+                shown, made, files = "gif", "save_film(fig, …, ", f"[GIF]({name}.gif) · [poster]"
+                files += f"({name}.png)"
+            else:
+                shown, made, files = "png", "save_figure(fig, ", f"[PNG]({name}.png) · [SVG]"
+                files += f"({name}.svg)"
+            lines += [f"### {name}", "", f"![{text}]({name}.{shown})", "", text, ""]
+            made = f'`{made}"{name}", alt=…)` in cell {cell.execution_count}'
+            lines += [f"{made} · {files}", ""]
     return "\n".join(lines)
 
 

@@ -8,7 +8,9 @@ import io
 import json
 import re
 
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageChops, ImageFilter, ImageSequence
+
+import gallery
 
 NUMBER = re.compile(r"[-−]?\d+(?:[., ]\d+)*(?:e[-+]?\d+)?")
 # A progress bar, whose length depends on what stands beside it; a clock; seconds.
@@ -16,19 +18,27 @@ TIME = re.compile(r"(?<=%)\|[^|]*\||\d+:\d\d|\d+(?:\.\d+)? ?(?:it/s|s/it|µs|ms|
 
 
 def alike(one, other, limit=30):
-    """Do two PNG files show the same, but for what another processor changes?
+    """Do two pictures or films, as files, show the same, but for what another processor changes?
 
     Means over 3 x 3 pixels of a picture of 1280 x 720 may differ by the limit, of 255. Another digit
     in the smallest grey type differs by 84 and more, a faint point that moved by 4 of 2560 pixels by
     34; a curve drawn from numbers that differ by a ten-thousandth by 18.
     """
-    one, other = (Image.open(io.BytesIO(png)).convert("RGB") for png in (one, other))
+    one, other = (Image.open(io.BytesIO(file)) for file in (one, other))
+    if getattr(one, "n_frames", 1) != getattr(other, "n_frames", 1):
+        return False
+    films = map(ImageSequence.Iterator, (one, other))  # a PNG is a film of one picture
+    return all(difference(*pictures) <= limit for pictures in zip(*films, strict=True))
+
+
+def difference(one, other):
+    one, other = one.convert("RGB"), other.convert("RGB")
     size = min(one.size, other.size, (1280, 720))
     one, other = (
         picture.resize(size, Image.Resampling.BOX).filter(ImageFilter.BoxBlur(1))
         for picture in (one, other)
     )
-    return max(high for _, high in ImageChops.difference(one, other).getextrema()) <= limit
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
 def same_words(one, other, but=NUMBER):
@@ -52,11 +62,11 @@ def keep_picture(before, new, timed, made, figures):
         return
     published, fresh = ((folder / f"{name}.png").read_bytes() for folder in (figures, made))
     told = Image.open(io.BytesIO(published)).text.get("Description", "")
-    told = same_words(told, new.metadata["image/png"]["alt"])
+    told = same_words(told, gallery.alt(new))
     if timed and told:
         new.update(before)
     elif alike(stored(before), stored(new)) and alike(published, fresh):
-        new.data["image/png"] = before.data["image/png"]
+        new.data = before.data | {"text/plain": gallery.alt(new)}
     else:
         return
     for file in files if told else ():
@@ -64,7 +74,7 @@ def keep_picture(before, new, timed, made, figures):
 
 
 def stored(output):
-    return base64.b64decode(output.data["image/png"])
+    return base64.b64decode(output.data[gallery.kind(output)])
 
 
 def by_name(cell):

@@ -3,8 +3,8 @@
 python tools/run_notebooks.py               executed notebooks, pages and figures land in out/
 python tools/run_notebooks.py --figures dark    the figures only, here in out/figures-dark/
 python tools/run_notebooks.py --in-place    make publish: renews the stored outputs of notebooks and
-                                            solutions, figures/ and the README's table of claims, on
-                                            the full MNIST only
+                                            solutions, figures/ and the tables of claims, on the full
+                                            MNIST only
 """
 
 import argparse
@@ -67,6 +67,7 @@ def execute(nb, folder, follow=None):
         resources={"metadata": {"path": str(folder)}},
         coalesce_streams=True,  # a progress bar's hundred states become its last one
         record_timing=False,
+        skip_cells_with_tag="colab",  # it would fetch what is here, and is stored without a count
         store_widget_state=False,
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its warnings speak of sockets
         on_cell_execute=follow,
@@ -226,11 +227,10 @@ def publish():
         names = {path.stem for path in made.iterdir()}
         for path, nb in done:
             published.keep(links.read(path), nb, made, figures)
-        readme = ROOT / "README.md"
-        text = claims.renewed(readme.read_text(encoding="utf-8"), claims.measured(done))
+        pages = claims.renewed(claims.measured(done))
         # From here on only files are moved: nothing that takes long or is likely to fail.
         for path, nb in done:
-            links.set_nav(nb, links.nav_line(path))
+            links.renew(nb, path)
             if path in links.notebooks():
                 nb.metadata["code_published"] = links.code_digest(nb)  # .ci/run asks whether it is
                 slides.set_slide_types(nb)
@@ -242,7 +242,7 @@ def publish():
         for new in made.iterdir():
             shutil.copyfile(new, figures / new.name)
     gallery.main()
-    readme.write_text(text, encoding="utf-8", newline="\n")
+    claims.write(pages)
     return 0
 
 

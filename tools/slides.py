@@ -68,6 +68,12 @@ def figures(nb):
     ]
 
 
+def picture(folder, name):
+    """The file that goes into the deck: a film, if there is one, plays in PowerPoint."""
+    film = folder / f"{name}.gif"
+    return film if film.exists() else folder / f"{name}.png"
+
+
 def aim(nb):
     """What the notebook says under "What you'll do"."""
     return plain(re.search(r"## What you.ll do\s+(.+?)(?=\n\n|\Z)", nb.cells[0].source, re.S)[1])
@@ -141,20 +147,22 @@ def add_page(deck, heading, text):
     return slide
 
 
-def add_figure(deck, path, figure, words, picture):
+def add_figure(deck, path, figure, words, file):
     from pptx.enum.text import MSO_ANCHOR
     from pptx.util import Inches
 
     slide = deck.slides.add_slide(deck.slide_layouts.get_by_name("Title Only"))
     say(slide.shapes.title.text_frame, figure.headline or words["title"], 28)
-    with Image.open(picture) as opened:
-        above, below = crop(opened, figure.headline is not None)
+    with Image.open(file) as opened:
+        # A film stays whole: programs do not agree on what becomes of one that is cropped.
+        film = opened.format == "GIF"
+        above, below = (0, 0) if film else crop(opened, figure.headline is not None)
         width, height = opened.size[0], opened.size[1] * (1 - above - below)
     room = PAGE[0] - 2 * MARGIN, PAGE[1] - HEAD - FOOT
     scale = min(room[0] / width, room[1] / height)  # inches a pixel
     left, top = (PAGE[0] - width * scale) / 2, HEAD + (room[1] - height * scale) / 2
     places = map(Inches, (left, top, width * scale, height * scale))
-    image = slide.shapes.add_picture(str(picture), *places)
+    image = slide.shapes.add_picture(str(file), *places)
     image.crop_top, image.crop_bottom, image.name = above, below, figure.name
     image._element.nvPicPr.cNvPr.set("descr", figure.alt)
 
@@ -175,7 +183,8 @@ def always_the_same(content):
     with io.BytesIO() as buffer:
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
             for name in old.namelist():
-                kind = zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED
+                packed = name.endswith((".png", ".gif"))
+                kind = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
                 new.writestr(zipfile.ZipInfo(name), old.read(name), kind)
         return buffer.getvalue()
 
@@ -188,7 +197,7 @@ def build(folder, target, maker):
     """
     chapters = [(path, nb, figures(nb)) for path, nb in ((p, read(p)) for p in notebooks())]
     words = tomllib.loads(DECK.read_text(encoding="utf-8"))
-    pictures = {f.name: folder / f"{f.name}.png" for _, _, found in chapters for f in found}
+    pictures = {f.name: picture(folder, f.name) for _, _, found in chapters for f in found}
     missing = [picture for picture in pictures.values() if not picture.exists()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
