@@ -29,9 +29,14 @@ def results():
         "ours": [{"seconds": 5.0, "bound": -105.0}, {"seconds": 6.0, "bound": -105.4}],
         "import": {"ours": [1.1, 1.3], "torch": [1.0, 1.0]},
         "notebooks": {
-            "a.ipynb": {"seconds": 50, "memory": 1.5},
-            "b.ipynb": {"seconds": 40, "memory": None},
+            "00_a.ipynb": {"seconds": 10, "memory": 1.4},
+            "01_b.ipynb": {"seconds": 50, "memory": 1.5},
+            "02_c.ipynb": {"seconds": 40, "memory": None},
         },
+        "first": [
+            {"source": "MNIST", "drawn": 8.0, "whole": 16.0, "floor": 0.5},
+            {"source": "sample", "drawn": 6.0, "whole": 12.0, "floor": 0.6},
+        ],
         "growth": {"an epoch by images": {"10": 0.5, "20": 1.0}},
         "log_likelihood": {"seconds": 33.0, "memory": 0.2},
     }
@@ -53,6 +58,8 @@ def test_ratios_are_medians_of_ratios(results):
     assert "| 5.5 |" in row(text, "the usual way over ours")
     assert "1.20 (1.10 to 1.30) | at most 1.15: **missed**" in row(text, "import of vae_helpers")
     assert "| 3.0 |" in row(text, "the six notebooks over")
+    assert "| 32.0 (32.0 to 32.0), at most 25: **missed** |" in row(text, "MNIST")
+    assert "| 20.0 (20.0 to 20.0), at most 25: met |" in row(text, "sample")
     assert "| 1.50 GB | at most 2: met |" in row(text, "largest peak memory")
 
 
@@ -71,7 +78,7 @@ def test_the_published_results_are_of_this_benchmark(results):
 
     published = (ROOT / "tests/benchmarks/RESULTS.md").read_text(encoding="utf-8")
     assert names(published) == names(bench.report(results))
-    assert "## A busy laptop" in published
+    assert "## A busy laptop" in published and "## The first digit" in published
     assert "nan" not in published and bench.settings() in published
     assert "(tests/benchmarks/RESULTS.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -99,15 +106,16 @@ def test_the_floor_has_the_products_of_a_step(monkeypatch):
     assert products(bench.floor(x)) == products(step)
 
 
-def test_the_busy_section_is_renewed_alone(tmp_path, monkeypatch):
+def test_a_section_is_renewed_alone(tmp_path, monkeypatch):
     """Put in where it is missing, replaced where it is there, and nothing else is touched."""
     path = tmp_path / "tests/benchmarks/RESULTS.md"
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     path.write_text("# Head\n\n## To repeat it\n\nmake\n", encoding="utf-8")
     for number in (1, 2):
-        bench.renew_busy(f"## A busy laptop\n\n{number}\n", in_place=True)
-        expected = f"# Head\n\n## A busy laptop\n\n{number}\n\n## To repeat it\n\nmake\n"
-        assert path.read_text(encoding="utf-8") == expected
-    bench.renew_busy("## A busy laptop\n\n3\n", in_place=False)
-    assert path.read_text(encoding="utf-8") == expected
+        bench.renew_section(f"## A busy laptop\n\n{number}\n", in_place=True)
+        bench.renew_section("## The first digit\n\n5\n", in_place=True)
+        expected = f"# Head\n\n## A busy laptop\n\n{number}\n\n## The first digit\n\n5\n"
+        assert path.read_text(encoding="utf-8") == f"{expected}\n## To repeat it\n\nmake\n"
+    bench.renew_section("## A busy laptop\n\n3\n", in_place=False)
+    assert path.read_text(encoding="utf-8") == f"{expected}\n## To repeat it\n\nmake\n"

@@ -376,7 +376,52 @@ def test_a_figure_is_displayed_once_with_its_alt_text(monkeypatch):
     assert Image.open(io.BytesIO(data["image/png"])).size == (960, 540)
 
 
+def film(name="00-film", alt="A dot moves right.", frames=range(5), draw=None):
+    fig, ax = plt.subplots(layout="none")
+    fig.subplots_adjust(0.3, 0.3, 0.7, 0.7)  # whoever lays out a figure by hand is obeyed
+    (dot,) = ax.plot([0], [0], "o", markersize=60)
+    ax.set(xlim=(-1, 5), ylim=(-1, 1))
+    c.save_film(fig, draw or (lambda i: dot.set_xdata([i])), list(frames), name, alt)
+
+
+def middle(picture):
+    """The column in which the dot is, of 100."""
+    blue = np.argwhere(np.array(picture.convert("RGB").resize((100, 60)))[..., 0] < 90)
+    return blue[:, 1].mean()
+
+
+def test_a_film_plays_once_and_rests_on_its_poster(tmp_path, monkeypatch):
+    """Its last picture comes first too, for what shows only one. What the notebook holds is small."""
+    shown = []
+    monkeypatch.setenv("VAE_FIGURES_DIR", str(tmp_path))
+    monkeypatch.setattr("IPython.get_ipython", object)
+    monkeypatch.setattr("IPython.display.display", lambda *a, **k: shown.append((*a, k)))
+    film()
+    gif, poster = Image.open(tmp_path / "00-film.gif"), Image.open(tmp_path / "00-film.png")
+    assert (gif.size, gif.n_frames, poster.size) == ((960, 540), 6, (2560, 1440))
+    assert "loop" not in gif.info and "A dot moves right." in gif.info["comment"].decode()
+    assert poster.text["Description"] == "A dot moves right."
+    places, times = [], []
+    for i in range(gif.n_frames):
+        gif.seek(i)
+        places.append(middle(gif))
+        times.append(gif.info["duration"])
+    assert places[0] == pytest.approx(places[-1], abs=1) == pytest.approx(middle(poster), abs=1)
+    assert places[1:] == sorted(places[1:]) and places[-1] - places[1] > 15
+    assert times == [1000] + [100] * 5
+    ((data, kwargs),) = shown
+    about = {"image/gif": {"alt": "A dot moves right.", "width": 960}, "figure": "00-film"}
+    assert kwargs["metadata"] == about and Image.open(io.BytesIO(data["image/gif"])).n_frames == 6
+    columns = np.argwhere((np.array(poster.convert("L")) < 250).any(0))
+    assert 0.2 < columns.min() / 2560 and columns.max() / 2560 < 0.72, "laid out anew"
+
+
 # ------------------------------------------------------------------------------- what is refused
+
+
+def noise(i):
+    return np.random.default_rng(i).random((720, 1280))
+
 
 SMALL = dict(s="small print", fontsize=13.9)
 REFUSED = [
@@ -406,6 +451,9 @@ REFUSED = [
         for name in ["../x", "06-a/b", "06-x.png", "Fig", "06-X", "6-x", "06", "06-", "06-x\n", "", None]
     ],
     *[(lambda alt=alt: save(alt=alt), "alt text 06-x") for alt in ("", "  \n ", None)],
+    (lambda: film(frames=[]), "frames 00-film none"),
+    (lambda: film(name="film"), "06-latent-spaces 'film'"),
+    (lambda: film(draw=lambda i: plt.gcf().figimage(noise(i))), "2 MB 00-film"),
     (lambda: save(change=lambda fig: fig.set_size_inches(8, 6)), "06-x 16:9 8 x 6"),
     (lambda: save(change=lambda fig: fig.set_size_inches(12.8, 7.25)), "16:9 12.8 x 7.25"),
     # 14 points on a figure of twice the size are 7 on the slide

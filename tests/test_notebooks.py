@@ -8,6 +8,7 @@ import ast
 import base64
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -24,7 +25,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-import claims
 import gallery
 import links
 import published
@@ -93,7 +93,10 @@ def check_format(nb):
 
 
 def check_run(nb):
-    counts = [cell.execution_count for cell in code_cells(nb)]
+    # The cell for Colab is run there only.
+    counts = [
+        c.execution_count for c in code_cells(nb) if "colab" not in c.metadata.get("tags", [])
+    ]
     if counts != list(range(1, len(counts) + 1)):
         yield f"not run from top to bottom in a fresh kernel: {counts}"
     for output in outputs(nb):
@@ -191,6 +194,33 @@ def check_lesson(nb):
         yield "no figure"
 
 
+PACE = {"words": 900, "visible lines": 120, "words to a picture": 300, "words to Your turn": 500}
+
+
+def pace(nb):
+    """How long a notebook is, and how soon its reader sees and does something."""
+    words, lines, found = 0, 0, {}
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            text = links.NAV.sub("\n", cell.source)
+            before, *turn = re.split(r"^#+ Your turn", text, maxsplit=1, flags=re.MULTILINE)
+            if turn:
+                found.setdefault("words to Your turn", words + len(before.split()))
+            words += len(text.split())
+        elif "hide-input" not in links.tags(cell):
+            lines += sum(bool(line.strip()) for line in cell.source.splitlines())
+        if any(gallery.kind(output) for output in cell.get("outputs", [])):
+            found.setdefault("words to a picture", words)
+    return {"words": words, "visible lines": lines} | found
+
+
+def check_pace(nb):
+    measured = pace(nb)
+    for what, most in PACE.items():
+        if not measured.get(what, math.inf) <= most:
+            yield f"{what}: {measured.get(what)}, and at most {most} are allowed"
+
+
 FORM = [check_format, check_run, check_places, check_code, check_headings, check_pictures]
 
 
@@ -200,6 +230,13 @@ def test_form(path):
     rules = FORM if path in SOLUTIONS else [*FORM, check_lesson]
     assert [complaint for rule in rules for complaint in rule(nb)] == []
     assert int(links.title(path).split(" · ")[0]) == int(path.name[:2])
+
+
+def test_the_first_notebook_is_short(capsys):
+    nb = links.read(NOTEBOOKS[0])
+    with capsys.disabled():
+        print(f"\n{NOTEBOOKS[0].name}: {pace(nb)}")
+    assert list(check_pace(nb)) == []
 
 
 # -------------------------------------------------------------------- each rule, and what breaks it
@@ -305,6 +342,20 @@ def complaints(nb):
 
 def test_a_sound_notebook_has_no_complaints():
     assert complaints(sound()) == []
+
+
+def test_a_slow_start_is_complained_about():
+    nb = sound()
+    nb.cells.insert(0, new_markdown_cell("word " * 400))
+    nb.cells[0].source += "\n\n## Your turn\n\n" + "word " * 500
+    nb.cells.append(new_code_cell("a = 1\n" * 130))
+    folded = new_code_cell("a = 1\n" * 130, metadata={"tags": ["hide-input"]})
+    nb.cells.append(folded)
+    found = " ".join(check_pace(nb))
+    assert pace(nb)["visible lines"] == 134 and pace(nb)["words to Your turn"] == 400
+    for what in ("words:", "visible lines:", "words to a picture:"):
+        assert what in found
+    assert "Your turn" not in found
 
 
 @pytest.mark.parametrize("words", BROKEN)
@@ -434,22 +485,6 @@ def test_the_gallery_is_up_to_date():
     assert (ROOT / "figures/README.md").read_text(encoding="utf-8") == gallery.render()
 
 
-def test_the_table_of_claims_is_up_to_date():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert claims.renewed(text, claims.measured()) == text, "run python tools/claims.py"
-    assert len(claims.PLACE.findall(text)) == 1
-
-
-def test_a_claim_that_is_gone_is_missed():
-    found = claims.measured()
-    beginning = claims.STATEMENTS[0][2][0]
-    with pytest.raises(ValueError, match="0 claims, not 1, begin with"):
-        claims.render([claim for claim in found if not claim[0].startswith(beginning)])
-    text, _, limits, path = next(claim for claim in found if claim[0].startswith(beginning))
-    others = [claim for claim in found if claim[0] != text]
-    assert "**7.25**" in claims.render([*others, (text, "7.25", limits, path)])
-
-
 def test_the_gallery_survives_any_alt_text():
     assert gallery.plain("a\nb | c [d](e) *f* <g>") == "a b \\| c \\[d\\](e) \\*f\\* \\<g\\>"
     nb = sound()
@@ -461,7 +496,7 @@ def test_the_gallery_survives_any_alt_text():
 def test_navigation_and_slide_types_are_up_to_date(path):
     nb = links.read(path)
     before = nbformat.writes(nb)
-    links.set_nav(nb, links.nav_line(path))
+    links.renew(nb, path)
     if path in NOTEBOOKS:
         slides.set_slide_types(nb)
     assert nbformat.writes(nb) == before, "python tools/links.py; python tools/slides.py --types"
@@ -481,7 +516,7 @@ def test_navigation_is_set_once_and_at_both_ends():
     assert nb.cells[-2].source == "assert True", "a link has no place in code"
 
 
-MARKDOWN = "README.md CONTRIBUTING.md TEACHING.md figures/README.md".split()
+MARKDOWN = "README.md CONTRIBUTING.md TEACHING.md figures/README.md notebooks/CLAIMS.md".split()
 MARKDOWN = [ROOT / name for name in MARKDOWN]
 
 

@@ -108,7 +108,7 @@ def opens_in(path):
 
 
 def minutes(nb):
-    """How long reading takes: 200 words or 15 visible lines of code a minute, in steps of five."""
+    """200 words or 15 visible lines of code a minute, and one for each exercise, in steps of five."""
     prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     words = re.sub(r"```.*?```", "", NAV.sub("\n", prose), flags=re.DOTALL).split()
     lines = [
@@ -119,7 +119,8 @@ def minutes(nb):
         for line in cell.source.splitlines()
         if line.strip()
     ]
-    return max(5, 5 * math.ceil((len(words) / 200 + len(lines) / 15) / 5))
+    exercises = sum(line.startswith("answer_") for line in lines)
+    return max(5, 5 * math.ceil((len(words) / 200 + len(lines) / 15 + exercises) / 5))
 
 
 def nav_line(path):
@@ -138,7 +139,7 @@ def nav_line(path):
         if here + 1 < len(series):
             after = series[here + 1]
             parts.append(f"[{title(after)}]({after.name}) →")
-        more.insert(0, f"About {minutes(read(path))} minutes to read")
+        more.insert(0, f"About {minutes(read(path))} minutes")
     return " · ".join(parts) + ("\n\n" + " · ".join(more) if more else "")
 
 

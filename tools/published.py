@@ -66,7 +66,7 @@ def keep_picture(before, new, timed, made, figures):
     if timed and told:
         new.update(before)
     elif alike(stored(before), stored(new)) and alike(published, fresh):
-        new.data = before.data | {"text/plain": gallery.alt(new)}
+        new.data[gallery.kind(new)] = before.data[gallery.kind(before)]
     else:
         return
     for file in files if told else ():
