@@ -478,7 +478,8 @@ def _checked(fig, name, alt):
         raise ValueError(f"figures are 16:9 like slides; {name!r} is {width:g} x {height:g} inches")
     fig.draw_without_rendering()  # tick labels exist only once drawn
     # Or each resolution would be laid out a little differently, one without an engine too.
-    fig.set_layout_engine("none" if fig.get_layout_engine() else PlaceHolderLayoutEngine(True, True))
+    held = PlaceHolderLayoutEngine(True, True)
+    fig.set_layout_engine("none" if fig.get_layout_engine() else held)
     texts = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
     if small := [text.get_text() for text in texts if text.get_fontsize() * 12.8 / width < 14]:
         raise ValueError(f"type must have 14 points or more; {name!r} has less: {small[:3]}")
