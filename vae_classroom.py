@@ -518,6 +518,9 @@ def _gif(pictures, colours, comment=""):
     """A film that plays once. One palette for all its pictures, or still areas would flicker."""
     some = Image.fromarray(np.vstack(pictures[:: max(1, len(pictures) // 4)]))
     palette = some.quantize(colours, dither=Image.Dither.NONE)
+    shades, paper = np.reshape(palette.getpalette(), (-1, 3)), pictures[0].getpixel((0, 0))
+    shades[np.abs(shades - paper).max(1) < 8] = paper  # and not nearly white on a white slide
+    palette.putpalette(shades.flatten().tolist())
     first, *rest = (picture.quantize(palette=palette, dither=0) for picture in pictures)
     times, buffer = [1000] + [100] * len(rest), io.BytesIO()
     first.save(

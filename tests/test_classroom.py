@@ -28,6 +28,7 @@ import vae_classroom as c
 import vae_helpers as v
 
 torch.set_num_threads(1)  # the tensors are small, and other programs may be running
+plt.switch_backend("agg")  # now, because tests pretend later that IPython is there
 REPO = Path(__file__).resolve().parents[1]
 
 # The seconds that it takes to read the sample are spent once.
@@ -401,6 +402,7 @@ def test_a_film_plays_once_and_rests_on_its_poster(tmp_path, monkeypatch):
     assert (gif.size, gif.n_frames, poster.size) == ((960, 540), 6, (2560, 1440))
     assert "loop" not in gif.info and "A dot moves right." in gif.info["comment"].decode()
     assert poster.text["Description"] == "A dot moves right."
+    assert gif.convert("RGB").getpixel((5, 5)) == (255, 255, 255), "as white as the slide"
     places, times = [], []
     for i in range(gif.n_frames):
         gif.seek(i)
