@@ -1,4 +1,4 @@
-"""The latent explorer of notebook 06, in JupyterLab and a real browser, as a student uses it."""
+"""What moves in notebooks 00 and 06, in JupyterLab and a real browser, as a student uses it."""
 
 import os
 import secrets
@@ -61,9 +61,14 @@ def lab(tmp_path_factory):
     steps = "((2, 2000), (20, 1000))"
     assert steps in found[2][0]
     sources = [source.replace(steps, "((2, 100),)") for (source,) in found]
-    nb = new_notebook(cells=[new_code_cell(source) for source in sources])
-    nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    nbformat.write(nb, folder / "explorer.ipynb")
+    first = links.code_cells(links.read(ROOT / "notebooks/00_first_look.ipynb"))
+    (last,) = [i for i, source in enumerate(first) if "HBox([explorer(" in source]
+    assert any("range(1, 701)" in source for source in first[:last])
+    first = [source.replace("range(1, 701)", "range(1, 101)") for source in first[: last + 1]]
+    for name, cells in {"explorer": sources, "first": first}.items():
+        nb = new_notebook(cells=[new_code_cell(source) for source in cells])
+        nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+        nbformat.write(nb, folder / f"{name}.ipynb")
     port, token = free_port(), secrets.token_hex(8)
     own = ["JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
     env = os.environ | {name: str(folder / name.lower()) for name in own} | {"VAE_DATA": "sample"}
@@ -85,22 +90,27 @@ def lab(tmp_path_factory):
                     break
                 except OSError:
                     time.sleep(0.2)
-            yield f"{address}/lab/tree/explorer.ipynb?token={token}&reset"
+            yield f"{address}/lab/tree/NAME.ipynb?token={token}&reset"
         finally:
             server.terminate()
             server.wait(30)
 
 
-@pytest.fixture(scope="module")
-def page(lab, browser):
+def run_all(lab, browser, name):
     page = browser.new_page(viewport={"width": 1400, "height": 1400})
-    page.goto(lab)
+    page.goto(lab.replace("NAME", name))
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
     page.wait_for_function("() => !!window.jupyterapp", timeout=60_000)
     kernel = "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status"
     page.wait_for_function(f"() => {kernel} == 'idle'", timeout=60_000)
     # Not awaited: it ends when all cells have run.
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(lab, browser):
+    page = run_all(lab, browser, "explorer")
     page.get_by_role("button", name="Draw a code from the prior").wait_for(timeout=120_000)
     page.wait_for_function(f"() => ({DIGITS})().some(d => d.some(v => v > 0))", timeout=60_000)
     page.get_by_role("button", name="Draw a code from the prior").scroll_into_view_if_needed()
@@ -141,3 +151,19 @@ def test_an_update_takes_at_most_50_ms(page):
         medians.append(statistics.median(page.evaluate(WAIT, place) for place in places))
     print("from the event to the new picture, ms:", *(f"{median:.0f}" for median in medians))
     assert min(medians) <= 50
+
+
+def test_in_the_first_notebook_each_plane_moves_its_own_digit(lab, browser):
+    page = run_all(lab, browser, "first")
+    ready = f"() => ({DIGITS})().filter(d => d.some(v => v > 0)).length == 2"
+    page.wait_for_function(ready, timeout=120_000)
+    page.locator("canvas").last.scroll_into_view_if_needed()
+    time.sleep(1)
+    planes = page.evaluate(PLANES.replace("400", "340"))
+    before = page.evaluate(DIGITS)
+    for which, (x, y, width, height) in enumerate(planes):
+        page.mouse.move(x + 0.2 * width, y + 0.7 * height)
+        after = changed(page, before, which)
+        assert after[1 - which] == before[1 - which]
+        before = after
+    page.close()
