@@ -1,6 +1,6 @@
 """What is generated in the notebooks and in the README, so that no link goes stale.
 
-In a notebook: the navigation lines with the minutes that it takes to read, and, where pyproject.toml
+In a notebook: the navigation lines with the minutes that it takes, and, where pyproject.toml
 says where the repository is, links to Colab and Binder and the cell that fetches the project there.
 
 python tools/links.py            renews them
