@@ -103,6 +103,7 @@ def test_twice_in_one_kernel_under_harsh_conditions(path, checkout, tmp_path):
     copy, claims, elsewhere = (tmp_path / name for name in ("nb.ipynb", "claims", "elsewhere"))
     links.write(nb, copy)
     elsewhere.mkdir()
+    claims.touch()
     settings = {"VAE_DATA": "sample", "VAE_CLAIMS": str(claims), "OMP_NUM_THREADS": "1"}
     settings |= {"PYTHONPATH": str(checkout), "PYTHONUTF8": "1"}
     kept = {k: v for k, v in os.environ.items() if k not in ("VAE_FIGURES_DIR", "MPLBACKEND")}
@@ -117,7 +118,7 @@ def test_twice_in_one_kernel_under_harsh_conditions(path, checkout, tmp_path):
     for line in claims.read_text(encoding="utf-8").splitlines():
         claim = json.loads(line)
         measured.setdefault(claim["claim"], []).append(claim["value"])
-    assert len(measured) >= 3
+    assert len(measured) >= (3 if any("claim(" in source for source in once) else 0)
     for text, values in measured.items():
         assert len(values) == 3, text
         if not text.startswith("seconds"):  # these differ each time
