@@ -94,12 +94,14 @@ STATEMENTS = [
         ["d = 20: nats by which z = mu flatters"],
     ),
     (
+        "The posterior of a VAE is Gaussian.",
+        "q(z|x) is, by choice. The true posterior need not be.",
+        ["banana model, x = 2: KL from the best Gaussian q"],
+    ),
+    (
         "A VAE assumes that the data in latent space are Gaussian.",
-        "Prior and q(z|x) are Gaussian by choice. The true posterior and the aggregate are not.",
-        [
-            "banana model, x = 2: KL from the best Gaussian q",
-            "d = 2: KL(aggregate to the nearest Gaussian)",
-        ],
+        "The prior is Gaussian, by choice. What the images fill, the aggregate, is not.",
+        ["d = 2: KL(aggregate to the nearest Gaussian)"],
     ),
     (
         "We know the distribution of the data in latent space, so we can sample from it.",
