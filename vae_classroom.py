@@ -384,10 +384,10 @@ def sketch_axes(fig):
     return ax
 
 
-def sketch_box(ax, x, y, text, colour=INK, *, slope=0.0, width=2.3, height=1.9):
+def sketch_box(ax, x, y, text, colour=INK, *, slope=0.0):
     """A box at (x, y), its middle; it narrows to the right (slope 0.5, an encoder) or left (-0.5)."""
-    left, right = height / 2 * (1 + min(0, slope)), height / 2 * (1 - max(0, slope))
-    ends = np.array([x - width / 2, x - width / 2, x + width / 2, x + width / 2])
+    left, right = 0.95 * (1 + min(0, slope)), 0.95 * (1 - max(0, slope))  # half the heights
+    ends = x + 1.15 * np.array([-1, -1, 1, 1])
     corners = y + np.array([-left, left, right, -right])
     ax.fill(ends, corners, facecolor=PAPER, edgecolor=colour, linewidth=3)
     ax.text(x, y, text, ha="center", va="center", color=colour, fontweight="bold")
@@ -399,11 +399,11 @@ def sketch_node(ax, x, y, text, colour=INK):
     ax.text(x, y, text, ha="center", va="center", fontsize=24)
 
 
-def sketch_picture(ax, x, y, image, size=1.7):
+def sketch_picture(ax, x, y, image):
     """An image (784,) in a frame, its middle at (x, y)."""
-    place = (x - size / 2, x + size / 2, y - size / 2, y + size / 2)
+    place = (x - 0.85, x + 0.85, y - 0.85, y + 0.85)
     ax.imshow(image.reshape(28, 28).cpu(), extent=place, vmin=0, vmax=1)
-    ax.add_patch(plt.Rectangle(place[::2], size, size, fill=False, edgecolor=QUIET))
+    ax.add_patch(plt.Rectangle(place[::2], 1.7, 1.7, fill=False, edgecolor=QUIET))
 
 
 def sketch_arrow(ax, start, end, colour=INK):
@@ -495,7 +495,7 @@ def _drawn(fig, width):
 
 
 def _publish(fig, name, alt, files, kind, shown):
-    """Write the files, and show the last."""
+    """Write the files, and show what is meant for the page."""
     folder = _from_root(os.environ.get("VAE_FIGURES_DIR") or "out/figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -772,6 +772,22 @@ def test_only_what_looks_different_is_published(change, tmp_path):
     assert new.cells[2].outputs[0].metadata == about
 
 
+def film(*places):
+    """A GIF: a black square at each of the places."""
+    pictures = [Image.new("RGB", (160, 90), "white") for _ in places]
+    for picture, x in zip(pictures, places, strict=True):
+        picture.paste("black", (x, 30, x + 20, 50))
+    with io.BytesIO() as buffer:
+        pictures[0].save(buffer, "gif", save_all=True, append_images=pictures[1:])
+        return buffer.getvalue()
+
+
+def test_films_are_compared_picture_by_picture():
+    assert published.alike(film(90, 10, 50, 90), film(90, 10, 50, 90))
+    assert not published.alike(film(90, 10, 50, 90), film(90, 10, 70, 90))
+    assert not published.alike(film(90, 10, 50, 90), film(90, 10, 90))
+
+
 BAR = "100%|██| 20/20 [00:01<00:00, 13.2it/s, loss 1.9]"
 TEXTS = [  # stored, new, the cell's tags: does the stored one stay?
     (BAR, BAR.replace("██", "█").replace("00:01", "00:09").replace("13.2", "103.22"), [], True),
@@ -831,6 +847,15 @@ def test_pages_have_the_alt_texts_and_need_no_network():
     (image,) = re.findall(r"<img[^>]*>", page)
     assert "alt='a \"b\"'" in image and 'width="960"' in image
     assert "No description" not in page
+    nb.cells[1].metadata.tags = ["hide-input"]
+    gif = {"image/gif": "R0lGODlh", "text/plain": "a"}
+    about = {"image/gif": {"alt": "A film"}, "figure": "03-a"}
+    nb.cells[2].outputs = [new_output("display_data", gif, metadata=about)]
+    folded = run_notebooks.to_html(nb, "3 · Look at it", ["03_a"])
+    (image,) = re.findall(r"<img[^>]*>", folded)
+    assert 'alt="A film"' in image and "data:image/gif;base64,R0lGODlh" in image
+    assert folded.count("<details><summary>Code</summary>") == 1 and "<details>" not in page
+    assert gallery.figures(nb) == [("03-a", "A film")]
     loads = re.findall(
         r"(?:src=|<link[^>]*href=|@import|import\(|url\()\s*[\"']?([^\"'\s>)]+)", page
     )

@@ -48,8 +48,8 @@ def render():
         nb = read(path)
         if found := stored(nb):
             where = path.relative_to(ROOT).as_posix()
-            kind_of = "Solutions to " if path.parent.name == "solutions" else ""
-            lines += [f"## {kind_of}[{plain(title(path))}](../{where})", ""]
+            whose = "Solutions to " if path.parent.name == "solutions" else ""
+            lines += [f"## {whose}[{plain(title(path))}](../{where})", ""]
         for cell, output in found:
             name, text = output.metadata["figure"], plain(alt(output))
             if kind(output) == "image/gif":

@@ -9,6 +9,8 @@ python tools/run_notebooks.py --in-place    make publish: renews the stored outp
 
 import argparse
 import contextlib
+import copy
+import html
 import os
 import posixpath
 import re
@@ -155,6 +157,12 @@ def to_html(nb, name, pages):
     exporter = HTMLExporter(
         extra_template_paths=[str(ROOT / "tools")], template_file="page.html.j2"
     )
+    nb = copy.deepcopy(nb)
+    for _, output in gallery.stored(nb):
+        if "image/gif" in output.data:  # nbconvert knows no films
+            film, alt = output.data["image/gif"], html.escape(gallery.alt(output))
+            film = f'<img src="data:image/gif;base64,{film}" alt="{alt}" width="960">'
+            output.data = {"text/html": film}
     body, _ = exporter.from_notebook_node(nb, resources={"metadata": {"name": name}})
     return re.sub(r'(<a href=|<img [^>]*?src=)"(?![a-z]+:|[#/])([^"]+)"', local, body)
 
