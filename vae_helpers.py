@@ -133,9 +133,7 @@ def log_likelihood(vae, x, num_samples=1000):
             z = q.sample((min(100, num_samples - start),))  # (k, B, d)
             p_x = vae.decode(z)
             if start == 0 and not p_x.support.check(part).all():
-                raise ValueError(
-                    "log_likelihood needs binary images, got grey ones: draw them with torch.bernoulli(x)"
-                )
+                raise ValueError("needs binary images, got grey ones: draw by torch.bernoulli(x)")
             log_w = p_x.log_prob(part) + vae.prior.log_prob(z) - q.log_prob(z)  # (k, B)
             log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
         estimates.append(log_sum - math.log(num_samples))
@@ -288,8 +286,10 @@ def _junk(x, labels):
 
 def _judge_loss(judge, x, labels):
     """Cross-entropy (B,), a fifth of the batch turned into junk, a fifth blurred."""
-    fifth = len(x) // 5
-    blurred = F.avg_pool2d(x[fifth : 2 * fifth].view(-1, 1, 28, 28), 3, 1, 1).flatten(1)
+    from torchvision.transforms.functional import gaussian_blur  # slow to import, seldom needed
+
+    fifth, sigma = len(x) // 5, 0.3 + 1.7 * torch.rand(()).item()  # pixels; another width each time
+    blurred = gaussian_blur(x[fifth : 2 * fifth].view(-1, 1, 28, 28), 13, sigma).flatten(1)
     mixed = torch.cat([_junk(x[:fifth], labels[:fifth]), blurred, x[2 * fifth :]])
     answers = torch.cat([torch.full_like(labels[:fifth], 10), labels[fifth:]])
     return F.cross_entropy(judge(mixed), answers, reduction="none")

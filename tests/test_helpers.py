@@ -210,7 +210,7 @@ def test_no_measure_needs_much_memory():
 def test_log_likelihood_refuses_grey_images():
     x = torch.zeros(150, 784)
     x[120, 5] = 0.25
-    with told("binary images, got grey ones: draw them with torch.bernoulli(x)"):
+    with told("needs binary images, got grey ones: draw by torch.bernoulli(x)"):
         log_likelihood(VAE(2, 8), x, 1)
     with told("num_samples must be at least 1, got 0"):
         log_likelihood(VAE(2, 8), x.round(), 0)

@@ -153,14 +153,20 @@ def test_a_batch_is_a_fifth_junk_a_fifth_blurred_and_the_rest_as_it_is():
         answers[30] += 1
         return 100 * torch.nn.functional.one_hot(answers, 11).float()
 
-    loss = vae_helpers._judge_loss(judge, x, labels)
-    assert loss.shape == (50,) and (loss > 1e-6).nonzero().tolist() == [[30]]
-    junk, blurred, plain = seen[0].split([10, 10, 30])
-    assert (junk != plain[0]).flatten(1).any(1).all()
-    expected = torch.zeros(28, 28)
-    expected[13:16, 13:16] = 0.1
-    torch.testing.assert_close(blurred, expected.expand(10, -1, -1))
-    assert torch.equal(plain, x[20:].view(-1, 28, 28))
+    ndimage, widths = pytest.importorskip("scipy.ndimage"), []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        loss = vae_helpers._judge_loss(judge, x, labels)
+        assert loss.shape == (50,) and (loss > 1e-6).nonzero().tolist() == [[30]]
+        junk, blurred, plain = seen.pop().split([10, 10, 30])
+        assert (junk != plain[0]).flatten(1).any(1).all()
+        assert torch.equal(plain, x[20:].view(-1, 28, 28))
+        # the width from the profile through the point: log(v[14] / v[15]) = 1 / (2 sigma^2)
+        middle, beside = blurred[0, 14, 14:16].double()
+        widths.append((0.5 / (middle / beside).log()).sqrt().item())
+        expected = ndimage.gaussian_filter(plain[0], widths[-1], radius=6)
+        assert np.allclose(blurred, expected, atol=1e-4)
+    assert 0.3 <= min(widths) < 0.5 and 1.8 < max(widths) <= 2  # another width in each batch
 
 
 @pytest.mark.parametrize(
