@@ -29,9 +29,9 @@ def results():
         "ours": [{"seconds": 5.0, "bound": -105.0}, {"seconds": 6.0, "bound": -105.4}],
         "import": {"ours": [1.1, 1.3], "torch": [1.0, 1.0]},
         "notebooks": {
-            "00_a.ipynb": {"seconds": 10, "memory": 1.4},
-            "01_b.ipynb": {"seconds": 50, "memory": 1.5},
-            "02_c.ipynb": {"seconds": 40, "memory": None},
+            "00_a.ipynb": {"seconds": 10, "memory": 1.4, "floor": 0.5},
+            "01_b.ipynb": {"seconds": 50, "memory": 1.5, "floor": 0.5},
+            "02_c.ipynb": {"seconds": 40, "memory": None, "floor": 0.4},
         },
         "first": [
             {"source": "MNIST", "drawn": 8.0, "whole": 16.0, "floor": 0.5},
@@ -61,6 +61,8 @@ def test_ratios_are_medians_of_ratios(results):
     assert "| 32.0 (32.0 to 32.0), at most 25: **missed** |" in row(text, "MNIST")
     assert "| 20.0 (20.0 to 20.0), at most 25: met |" in row(text, "sample")
     assert "| 1.50 GB | at most 2: met |" in row(text, "largest peak memory")
+    assert row(text, "01_b.ipynb") == "| 01_b.ipynb | 50 | 100 | 1.50 GB |"
+    assert "| 100 | 220 (at most 200: **missed**) | 1.50 GB |" in row(text, "together")
 
 
 def test_a_bound_that_was_not_reached_is_told(results):

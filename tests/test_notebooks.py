@@ -14,6 +14,7 @@ import pty
 import re
 import shutil
 import subprocess
+import symtable
 import sys
 import tomllib
 from collections import Counter
@@ -35,7 +36,7 @@ import vae_classroom
 ROOT = links.ROOT
 NOTEBOOKS, SOLUTIONS = links.notebooks(), links.solutions()
 SERIES = NOTEBOOKS + SOLUTIONS
-SECTIONS = ["What you'll do", "What you'll learn", "What you'll need", "(Exercises|Your turn)"]
+SECTIONS = ["What you'll do", "What you'll learn", "What you'll need", "Your turn"]
 SECTIONS += ["What you learned", "Further reading"]
 # A place on somebody's machine, but not the path of an address such as https://example.org/home/
 MACHINE = re.compile(
@@ -122,9 +123,10 @@ def check_places(nb):
             yield f"a path of one machine: {found}"
 
 
+SHELL = r"^\s*[%!]|^\s*[\w.]+\?+\s*$|get_ipython\("
 UNWANTED = {
     # A magic that fails hides the rest of its cell from nbval.
-    "a magic or a shell command": r"^\s*[%!]|^\s*[\w.]+\?+\s*$|get_ipython\(",
+    "a magic or a shell command": SHELL,
     "plt.show": r"plt\.show",
     # With a word behind it nbval ignores such a comment; tags are safe.
     "a comment for nbval, where a tag belongs": "NBVAL_",
@@ -194,34 +196,121 @@ def check_lesson(nb):
         yield "no figure"
 
 
-PACE = {"words": 900, "visible lines": 120, "words to a picture": 300, "words to Your turn": 500}
+# The most that the main line may have, and of the first notebook less; turns: in all, at least.
+PACE = {"words": 2000, "visible lines": 200, "words to a picture": 300}
+PACE |= {"words to Your turn": 500, "longest stretch": 200}
+FIRST = PACE | {"words": 900, "visible lines": 120}
+PART_ONE = 12_000  # words of the main lines of 00 to 06
+MARK = re.compile(r"^(#+ Your turn.*|!\[.*)$", re.MULTILINE)  # a turn, or a picture in the text
 
 
 def pace(nb):
-    """How long a notebook is, and how soon its reader sees and does something."""
-    words, lines, found = 0, 0, {}
+    """How long the main line is, how soon its reader sees and does something, and how long they only read."""
+    words = lines = stretch = 0
+    found, stretches = {}, []
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            text = links.NAV.sub("\n", cell.source)
-            before, *turn = re.split(r"^#+ Your turn", text, maxsplit=1, flags=re.MULTILINE)
-            if turn:
-                found.setdefault("words to Your turn", words + len(before.split()))
-            words += len(text.split())
-        elif "hide-input" not in links.tags(cell):
+            text, *rest = links.SECOND_READING.split(links.NAV.sub("\n", cell.source), maxsplit=1)
+            for part in MARK.split(text):
+                if part.startswith("!["):
+                    found.setdefault("words to a picture", words)
+                    stretches.append(stretch)
+                    stretch = 0
+                    continue
+                if part.startswith("#") and "Your turn" in part.split("\n")[0]:
+                    found.setdefault("words to Your turn", words)
+                words += len(part.split())
+                stretch += len(part.split())
+            if rest:
+                break
+            continue
+        stretches.append(stretch)
+        stretch = 0
+        if not {"hide-input", "colab"} & set(links.tags(cell)):
             lines += sum(bool(line.strip()) for line in cell.source.splitlines())
-        if any(gallery.kind(output) for output in cell.get("outputs", [])):
+        if any(gallery.kind(output) for output in cell.outputs):
             found.setdefault("words to a picture", words)
-    return {"words": words, "visible lines": lines} | found
+    longest = max(*stretches, stretch, 0)
+    return {"words": words, "visible lines": lines, "longest stretch": longest} | found
 
 
 def check_pace(nb):
-    measured = pace(nb)
-    for what, most in PACE.items():
+    measured, limits = pace(nb), FIRST if nb.cells[0].source.startswith("# 0 ") else PACE
+    for what, most in limits.items():
         if not measured.get(what, math.inf) <= most:
             yield f"{what}: {measured.get(what)}, and at most {most} are allowed"
 
 
+def rebound(sources):
+    """Names that one cell reads and two cells bind: going back to a cell, one finds another thing there.
+
+    A cell that binds a name before it reads it, such as fig, may have it to itself.
+    """
+    binds, reads = {}, {}
+    for k, source in enumerate(sources):
+        tree = ast.parse(source)
+        table = symtable.symtable(source, f"cell {k}", "exec")
+        bound = {
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_assigned() or symbol.is_imported()
+        }
+        bound |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_namespace()}
+        for name in bound:
+            binds.setdefault(name, []).append(k)
+        for name in first_read(tree) | (read_in_functions(table) - bound):
+            reads.setdefault(name, []).append(k)
+    return sorted(name for name in reads if len(binds.get(name, [])) > 1)
+
+
+def first_read(tree):
+    """Names that the cell's own statements read before they bind them."""
+    bound, found = set(), set()
+    for statement in tree.body:
+        names = [node for node in own_nodes(statement) if isinstance(node, ast.Name)]
+        stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        loaded = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+        # A loop binds its names first, an assignment reads first.
+        found |= loaded - bound - (stored if isinstance(statement, (ast.For, ast.With)) else set())
+        bound |= stored
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(statement.name)
+        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
+    return found
+
+
+def own_nodes(node):
+    """The nodes of a statement, but for what a function, a class or a comprehension has to itself."""
+    yield node
+    if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+        return
+    own = [n for g in getattr(node, "generators", []) for n in ast.walk(g.target)]
+    own = {n.id for n in own if isinstance(n, ast.Name)}
+    for child in ast.iter_child_nodes(node):
+        for inner in own_nodes(child):
+            if not (isinstance(inner, ast.Name) and inner.id in own):
+                yield inner
+
+
+def read_in_functions(table):
+    """Global names that functions, methods and comprehensions of the cell read when they are called."""
+    found = set()
+    for child in table.get_children():
+        symbols = [s for s in child.get_symbols() if s.is_global() and s.is_referenced()]
+        found |= {symbol.get_name() for symbol in symbols}
+        found |= read_in_functions(child)
+    return found
+
+
+def check_names(nb):
+    sources = [c.source for c in code_cells(nb) if not re.search(SHELL, c.source, re.MULTILINE)]
+    for name in rebound(sources):
+        yield f"{name} is bound in two cells, and a cell reads it: back in that cell, it is something else"
+
+
 FORM = [check_format, check_run, check_places, check_code, check_headings, check_pictures]
+FORM += [check_names]
 
 
 @pytest.mark.parametrize("path", SERIES, ids=relative)
@@ -232,11 +321,18 @@ def test_form(path):
     assert int(links.title(path).split(" · ")[0]) == int(path.name[:2])
 
 
-def test_the_first_notebook_is_short(capsys):
-    nb = links.read(NOTEBOOKS[0])
+def test_the_main_lines_are_short_and_soon_show_something(capsys):
+    table = {path: pace(links.read(path)) for path in NOTEBOOKS}
     with capsys.disabled():
-        print(f"\n{NOTEBOOKS[0].name}: {pace(nb)}")
-    assert list(check_pace(nb)) == []
+        print()
+        for path, row in table.items():
+            nb = links.read(path)
+            row = row | {"turns": len(checks(nb)), "minutes": links.minutes(nb)}
+            print(f"{path.stem:26s}", ", ".join(f"{what} {value}" for what, value in row.items()))
+    assert sum(row["words"] for row in table.values()) <= PART_ONE
+    assert {path.name: list(check_pace(links.read(path))) for path in NOTEBOOKS} == {
+        path.name: [] for path in NOTEBOOKS
+    }
 
 
 # -------------------------------------------------------------------- each rule, and what breaks it
@@ -249,7 +345,6 @@ def picture(png="aGVsbG8=", **about):
 def sound():
     """A notebook that no rule complains about."""
     text = "\n\n".join(f"## {section}\n\nText." for section in SECTIONS)
-    text = text.replace("(Exercises|Your turn)", "Exercises")
     cells = [
         new_markdown_cell(f"# 3 · Look at it\n\n{text}"),
         new_code_cell("claim('a', 1, low=0)\n" * 3, execution_count=1),
@@ -274,8 +369,9 @@ def prints(text, name="stdout"):
     return adds(new_output("stream", name=name, text=text))
 
 
-def adds_code(source):
-    return lambda nb: nb.cells.append(new_code_cell(source, execution_count=3))
+def adds_code(*sources):
+    cells = [new_code_cell(source, execution_count=k) for k, source in enumerate(sources, 3)]
+    return lambda nb: nb.cells.extend(cells)
 
 
 def adds_text(source):
@@ -312,6 +408,8 @@ BROKEN = {
     "machine: /tmp/a": adds_code("open('/tmp/a')"),
     "machine: C:\\Users": prints("saved C:\\Users\\ada"),
     "empty code cell": adds_code(""),
+    "a is bound in two cells": adds_code("a = 1", "print(a)", "for a in []:\n    pass"),
+    "f is bound in two cells": adds_code("def f(): pass", "g = lambda: f()", "import a as f"),
     "26 lines": adds_code("a = 1\n" * 26),
     "shell command: !ls": adds_code("!ls"),
     "shell command: %time": adds_code("%time a"),
@@ -330,7 +428,7 @@ BROKEN = {
     "without alt text: a.png": adds_text("![](a.png)"),
     "from the network": adds_text("![a](https://example.org/a.png)"),
     "as HTML": adds_text('<img src="a.png">'),
-    "no section '(Exercises|": renames("Exercises", "Tasks"),
+    "no section 'Your turn'": renames("Your turn", "Tasks"),
     "2 claims": lambda nb: nb.cells[1].update(source="claim('a', 1, low=0)\n" * 2),
     "no figure": lambda nb: nb.cells[2].update(outputs=[]),
 }
@@ -346,16 +444,22 @@ def test_a_sound_notebook_has_no_complaints():
 
 def test_a_slow_start_is_complained_about():
     nb = sound()
-    nb.cells.insert(0, new_markdown_cell("word " * 400))
-    nb.cells[0].source += "\n\n## Your turn\n\n" + "word " * 500
-    nb.cells.append(new_code_cell("a = 1\n" * 130))
-    folded = new_code_cell("a = 1\n" * 130, metadata={"tags": ["hide-input"]})
-    nb.cells.append(folded)
+    text = "# 3 · Title\n\n" + "word " * 400 + "\n\n## Your turn\n\n" + "word " * 1500
+    cells = [new_markdown_cell(text), new_code_cell("a = 1\n" * 201)]
+    cells.append(new_code_cell("a = 1\n" * 130, metadata={"tags": ["hide-input"]}))
+    cells.append(new_markdown_cell("one\n\n## Second reading\n\n" + "word " * 999))
+    nb.cells = [*cells, new_code_cell("a = 1\n" * 130, outputs=nb.cells[2].outputs)]
+    measured = pace(nb)
+    assert measured == {
+        "words": 1908,
+        "visible lines": 201,
+        "longest stretch": 1907,
+        "words to Your turn": 404,
+    }
     found = " ".join(check_pace(nb))
-    assert pace(nb)["visible lines"] == 134 and pace(nb)["words to Your turn"] == 400
-    for what in ("words:", "visible lines:", "words to a picture:"):
+    for what in ("visible lines: 201", "words to a picture: None", "longest stretch: 1907"):
         assert what in found
-    assert "Your turn" not in found
+    assert "Your turn" not in found and "words: 1" not in found
 
 
 @pytest.mark.parametrize("words", BROKEN)
@@ -411,7 +515,7 @@ def checks(nb):
 def test_solutions_try_the_notebooks_own_checks(path):
     """nbval runs the solutions, so a check that takes a wrong answer, or turns down the right one, fails."""
     ours, solution = checks(links.read(path)), links.read(path.parent / "solutions" / path.name)
-    assert 3 <= len(ours) <= 5
+    assert 4 <= len(ours) <= 6
     assert checks(solution) == ours
     code = "\n".join(cell.source for cell in code_cells(solution))
     for name in ours:
@@ -517,7 +621,8 @@ def test_navigation_is_set_once_and_at_both_ends():
     assert nb.cells[-2].source == "assert True", "a link has no place in code"
 
 
-MARKDOWN = "README.md CONTRIBUTING.md TEACHING.md figures/README.md notebooks/CLAIMS.md".split()
+MARKDOWN = "README.md CONTRIBUTING.md TEACHING.md figures/README.md".split()
+MARKDOWN += ["notebooks/CLAIMS.md", "notebooks/GLOSSARY.md"]
 MARKDOWN = [ROOT / name for name in MARKDOWN]
 
 
@@ -527,6 +632,52 @@ def test_the_teachers_page_names_figures_that_are_there():
     shown = {name for path in SERIES for name, _, _ in shown_pictures(path)}
     assert len(named) > 20
     assert named - shown == set()
+
+
+ENTRY = re.compile(
+    r"^\| \*\*(.+?)\*\* \| (.+?) \| \[(\d)\]\((\w+\.ipynb)\), \*(.+)\* \|$", re.MULTILINE
+)
+
+
+def check_glossary(text, folder):
+    """Each entry's section is there, and explains the word: it has it in bold."""
+    found = [match[1] for match in ENTRY.finditer(text)]
+    if found != sorted(set(found), key=lambda term: term.lower().replace("β", "beta")):
+        yield "the words are not in the order of the alphabet, each once"
+    if len(found) != text.count("\n| **"):
+        yield "a row is not of the form of the others"
+    for term, _, number, file, section in ENTRY.findall(text):
+        if int(file[:2]) != int(number):
+            yield f"{term}: notebook {number} is not {file}"
+        parts = re.split(r"^#+ (.*)$", prose(links.read(folder / file)), flags=re.MULTILINE)
+        sections = dict(zip(map(str.strip, parts[1::2]), parts[2::2], strict=True))
+        bold = " ".join(re.findall(r"\*\*(.+?)\*\*", sections.get(section, ""), re.DOTALL))
+        words = [word.strip().lower() for word in re.split(r"[,()]", term) if word.strip()]
+        if not any(word in re.sub(r"\s+", " ", bold).lower() for word in words):
+            yield f"{term}: not in bold in {file}, {section}"
+
+
+def test_the_glossary_says_where_each_word_is_explained():
+    text = (ROOT / "notebooks/GLOSSARY.md").read_text(encoding="utf-8")
+    assert list(check_glossary(text, ROOT / "notebooks")) == []
+    terms = " ".join(match[1] for match in ENTRY.finditer(text)).lower()
+    field = "latent variable, prior, likelihood, evidence, posterior, variational, elbo, mean-field"
+    field += (
+        ", amortised, aggregated posterior, posterior collapse, β-vae, annealing, gumbel-softmax"
+    )
+    for word in field.split(", "):
+        assert word in terms, word
+
+
+def test_a_glossary_that_is_wrong_is_complained_about(tmp_path):
+    nb = sound()
+    nb.cells[0].source += "\n\n## Words\n\nThe **latent\nvariable** is hidden."
+    links.write(nb, tmp_path / "03_a.ipynb")
+    good = "# Glossary\n\n| **latent variable** | Hidden. | [3](03_a.ipynb), *Words* |\n"
+    assert list(check_glossary(good, tmp_path)) == []
+    for old, new in [("latent v", "Prior v"), ("*Words*", "*Text*"), ("[3]", "[4]"), (", *", " *")]:
+        assert list(check_glossary(good.replace(old, new), tmp_path)) != []
+    assert list(check_glossary(good + "| **a** | b | [3](03_a.ipynb), *Words* |\n", tmp_path)) != []
 
 
 @pytest.mark.parametrize("path", MARKDOWN + SERIES, ids=relative)

@@ -97,6 +97,7 @@ def test_notes_say_what_to_see_what_to_ask_and_where_it_comes_from(figure_slides
         for part in (
             words[name]["see"],
             words[name]["ask"],
+            words[name]["answer"],
             path.name,
             f"[{cell.execution_count}]",
         ):
@@ -252,14 +253,15 @@ def test_deck_toml_has_an_entry_for_each_figure_and_for_nothing_else(words):
     names = {name for _, name, _ in FIGURES}
     assert set(words) == names
     for entry in words.values():
-        assert {"see", "ask"} <= set(entry) <= {"see", "ask", "title"}
+        assert {"see", "ask", "answer"} <= set(entry) <= {"see", "ask", "answer", "title"}
         assert entry["ask"].endswith("?") and entry["see"].endswith(".")
+        assert entry["answer"].endswith(".")
         assert not re.search(r"[$\\`]", "".join(entry.values()))
 
 
 def test_a_figure_without_an_entry_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(slides, "DECK", tmp_path / "deck.toml")
-    text = 'see = "x"\nask = "x"\ntitle = "x"\n'
+    text = 'see = "x"\nask = "x"\nanswer = "x"\ntitle = "x"\n'
     entries = [f'["{name}"]\n{text}' for _, name, _ in FIGURES[:-1]]
     slides.DECK.write_text("\n".join(entries), encoding="utf-8")
     with pytest.raises(KeyError, match=FIGURES[-1][1]):

@@ -21,6 +21,7 @@ if hasattr(sys.stdout, "reconfigure"):  # every tool imports this file, and prin
     sys.stdout.reconfigure(errors="replace")  # to a pipe, perhaps, that has no code for it
 NAV = re.compile(r"\n*<!-- nav -->.*?<!-- /nav -->\n*", re.DOTALL)
 GITHUB = "https://github.com/"
+SECOND_READING = re.compile(r"^## Second reading\b", re.MULTILINE)
 COLAB_CELL = """\
 # On Colab, or wherever this series is not installed, fetch it. Elsewhere nothing happens.
 import importlib.util
@@ -107,20 +108,24 @@ def opens_in(path):
     }
 
 
-def minutes(nb):
-    """200 words or 15 visible lines of code a minute, and one for each exercise, in steps of five."""
-    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    words = re.sub(r"```.*?```", "", NAV.sub("\n", prose), flags=re.DOTALL).split()
-    lines = [
-        line
-        for cell in nb.cells
-        if cell.cell_type == "code" and not {"colab", "hide-input"} & set(tags(cell))
-        if not cell.metadata.get("jupyter", {}).get("source_hidden")
-        for line in cell.source.splitlines()
-        if line.strip()
-    ]
-    exercises = sum(line.startswith("answer_") for line in lines)
-    return max(5, 5 * math.ceil((len(words) / 200 + len(lines) / 15 + exercises) / 5))
+def minutes(nb, second=False):
+    """For the main line, or with the second reading: 150 words or 15 visible lines of code a minute,
+    and one for each turn; in steps of five.
+    """
+    words = lines = turns = 0
+    for cell in nb.cells:
+        hidden = {"colab", "hide-input"} & set(tags(cell))
+        if cell.cell_type == "markdown":
+            text, *rest = SECOND_READING.split(NAV.sub("\n", cell.source), maxsplit=1)
+            text = cell.source if second else text
+            words += len(re.sub(r"```.*?```", "", NAV.sub("\n", text), flags=re.DOTALL).split())
+            if rest and not second:
+                break
+        elif not hidden and not cell.metadata.get("jupyter", {}).get("source_hidden"):
+            read = [line for line in cell.source.splitlines() if line.strip()]
+            lines += len(read)
+            turns += sum(line.startswith("answer_") for line in read)
+    return max(5, 5 * math.ceil((words / 150 + lines / 15 + turns) / 5))
 
 
 def nav_line(path):
@@ -139,7 +144,10 @@ def nav_line(path):
         if here + 1 < len(series):
             after = series[here + 1]
             parts.append(f"[{title(after)}]({after.name}) →")
-        more.insert(0, f"About {minutes(read(path))} minutes")
+        nb = read(path)
+        main, whole = minutes(nb), minutes(nb, second=True)
+        rest = f", and {whole - main} for the second reading" if whole > main else ""
+        more.insert(0, f"About {main} minutes{rest}")
     return " · ".join(parts) + ("\n\n" + " · ".join(more) if more else "")
 
 

@@ -7,14 +7,15 @@ import links
 # What each notebook is about; the rest of its row is made from the notebook.
 ABOUT = {
     "00": "both models, whole, trained in seconds; type a code, see the digit; a film",
-    "01": "PCA, a linear autoencoder that finds the same subspace, and a non-linear one; "
-    "the training loop, written out",
-    "02": "what its loss does not see, a judge that is judged first, and five ways to choose a code, measured",
-    "03": "prior, evidence, posterior; the bound and exactly what it misses, on a model so small that "
-    "everything is known",
-    "04": "the score function, the reparameterisation, and how noisy each gradient is; "
+    "01": "ten digits through twenty numbers; the training loop, written out; nats; PCA as the yardstick; "
+    "does it memorise?",
+    "02": "choose a code yourself; why random codes fail, rung by rung; a judge that is judged first",
+    "03": "probability, counted; prior, evidence, posterior; the bound and exactly what it misses, on a model "
+    "so small that everything is known",
+    "04": "where a gradient stops and how to get it through; how noisy each way is; "
     "why one draw a picture is enough",
-    "05": "the encoder and the decoder as distributions, the bound in nats, samples, and the figures of the paper",
+    "05": "samples first; Algorithm 1 in plain PyTorch, the two terms in nats, the map of codes; "
+    "the loss that draws nothing",
     "06": "the same network as an autoencoder, without the KL, and as a VAE: codes, samples, interpolation",
 }
 BADGES = {

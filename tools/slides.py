@@ -5,7 +5,7 @@ python tools/slides.py --theme dark     out/slides/vae-figures-dark.pptx, from o
 python tools/slides.py --types          for maintainers: says in the notebooks which cells are slides
                                         for jupyter nbconvert --to slides
 
-The slides' titles and alt texts come from the notebooks, what to see and to ask from deck.toml.
+The slides' titles and alt texts come from the notebooks, what to see, to ask and to answer from deck.toml.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def add_figure(deck, path, figure, words, file):
     frame.vertical_anchor = MSO_ANCHOR.MIDDLE
     say(frame, f"Notebook {int(path.name[:2])} · {figure.name}", 14, "TEXT_2")
     slide.notes_slide.notes_text_frame.text = (
-        f"See: {words['see']}\n\nAsk: {words['ask']}\n\n"
+        f"See: {words['see']}\n\nAsk: {words['ask']}\n\nAnswer: {words['answer']}\n\n"
         f'Made by notebooks/{path.name}, cell [{figure.cell}]: save_figure(fig, "{figure.name}", …)'
     )
 
@@ -203,13 +203,13 @@ def build(folder, target, maker):
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise FileNotFoundError(f"{short(missing[0])}{more} is missing: {maker} makes it")
     for figure in (figure for _, _, found in chapters for figure in found):
-        for key in ("see", "ask") if figure.headline else ("see", "ask", "title"):
+        for key in ("see", "ask", "answer", "title")[: 3 if figure.headline else 4]:
             if not words.get(figure.name, {}).get(key):
                 raise KeyError(f"tools/deck.toml has no {key!r} for {figure.name}")
 
     deck = blank_deck()
     first = f"{len(pictures)} figures from {len(chapters)} notebooks\n"
-    first += "What to see and what to ask is in the speaker notes"
+    first += "What to see, to ask and to answer is in the speaker notes"
     add_page(deck, TITLE, first)
     for path, nb, found in chapters:
         slide = add_page(deck, title(path), aim(nb))
