@@ -511,6 +511,55 @@ def checks(nb):
     }
 
 
+def tried(code):
+    """Counter of (check, is it refused?): the answers that a solution feeds to each check."""
+    found, tree = Counter(), ast.parse(code)
+    literals = (ast.List, ast.Tuple, ast.Set)
+    named = {
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+    def size(node):
+        """How many things a loop over this goes through."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            node = node.func.value  # the .items() of a dict
+        elif isinstance(node, ast.Call) and node.args:
+            return min(map(size, node.args))  # zip(…), enumerate(…)
+        node = named.get(node.id, node) if isinstance(node, ast.Name) else node
+        kinds = {ast.Dict: "keys"} | dict.fromkeys(literals, "elts")
+        return len(getattr(node, kinds.get(type(node), ""), [0]))
+
+    def visit(node, times):
+        if isinstance(node, ast.For):
+            times *= size(node.iter)
+        if isinstance(node, ast.Assert):
+            refused = isinstance(node.test, ast.UnaryOp)
+            for call in ast.walk(node.test):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                    if not any(isinstance(a, ast.Constant) and a.value is None for a in call.args):
+                        found[call.func.id, refused] += times
+        for child in ast.iter_child_nodes(node):
+            visit(child, times)
+
+    visit(tree, 1)
+    return found
+
+
+def test_the_answers_that_a_solution_tries_are_counted():
+    code = """assert check_1(None) == "not yet"
+for wrong in (1, 2, {3: 4}):
+    assert not check_1(wrong).startswith("right")
+assert check_1(a).startswith("right")
+more = {"a": 1, "b": 2}
+for name, answer in more.items():
+    assert check_1(answer).startswith("right"), name"""
+    assert tried(code) == {("check_1", True): 3, ("check_1", False): 3}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
 def test_solutions_try_the_notebooks_own_checks(path):
     """nbval runs the solutions, so a check that takes a wrong answer, or turns down the right one, fails."""
@@ -523,6 +572,8 @@ def test_solutions_try_the_notebooks_own_checks(path):
         assert f'assert {name}(answer_{number}).startswith("right")' in code
         assert f'assert {name}(None) == "not yet"' in code
         assert re.search(rf"assert not {name}\(.*\)\.startswith\(.right.\)", code), name
+        most = 1 if path == NOTEBOOKS[0] else 2  # there one is a choice of three
+        assert tried(code)[name, True] >= 3 and tried(code)[name, False] >= most, name
 
 
 def test_figures():
