@@ -322,7 +322,7 @@ def test_draw_from_the_prior(visit):
     page = visit()
     button = page.get_by_role("button", name="Draw from the prior")
     assert changed(page, button.click) == list(NAMES)
-    assert "AE never was" in page.locator("#note").inner_text()
+    assert "the AE has none" in page.locator("#note").inner_text()
     draws = page.evaluate("""Array.from({length: 500}, () => {
         document.getElementById("prior").click();
         return Object.values(explorer.state()).map((plane) => plane.z);
