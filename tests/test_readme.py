@@ -101,19 +101,22 @@ def test_minutes_are_of_what_is_read():
         code = new_code_cell("a = 1\n\n" * lines, metadata=metadata)
         return new_notebook(cells=[new_markdown_cell("word " * words), code])
 
-    assert [links.minutes(nb(750, n)) for n in (0, 1, 75, 76)] == [5, 10, 10, 15]
-    assert links.minutes(nb(0, 0)) == 5
+    def of(nb):
+        return links.minutes(links.main_line(nb))
+
+    assert [of(nb(750, n)) for n in (0, 1, 75, 76)] == [5, 10, 10, 15]
+    assert of(nb(0, 0)) == 5
     for hidden in (dict(tags=["hide-input"]), dict(jupyter={"source_hidden": True})):
-        assert links.minutes(nb(750, 500, **hidden)) == 5
+        assert of(nb(750, 500, **hidden)) == 5
     unread = nb(750, 0)
     unread.cells[0].source += "\n\n```\n" + "code " * 900 + "\n```"
     links.set_nav(unread, "word " * 900)
     links.set_colab(unread, ADDRESS)
-    assert links.minutes(unread) == 5
+    assert of(unread) == 5
     longer = nb(750, 0)
     longer.cells[1] = new_markdown_cell("## Second reading\n\n" + "word " * 747)
     longer.cells.append(new_code_cell("answer_1 = None"))
-    assert links.minutes(longer) == 5 and links.minutes(longer, second=True) == 15
+    assert of(longer) == 5 and len(links.main_line(longer)) == 2
 
 
 # ------------------------------------------------------------------------------- the cell for Colab

@@ -108,24 +108,34 @@ def opens_in(path):
     }
 
 
-def minutes(nb, second=False):
-    """For the main line, or with the second reading: 150 words or 15 visible lines of code a minute,
-    and one for each turn; in steps of five.
-    """
-    words = lines = turns = 0
+def main_line(nb):
+    """[(cell, its source without the navigation)] as far as the second reading."""
+    found = []
     for cell in nb.cells:
-        hidden = {"colab", "hide-input"} & set(tags(cell))
-        if cell.cell_type == "markdown":
-            text, *rest = SECOND_READING.split(NAV.sub("\n", cell.source), maxsplit=1)
-            text = cell.source if second else text
-            words += len(re.sub(r"```.*?```", "", NAV.sub("\n", text), flags=re.DOTALL).split())
-            if rest and not second:
-                break
-        elif not hidden and not cell.metadata.get("jupyter", {}).get("source_hidden"):
-            read = [line for line in cell.source.splitlines() if line.strip()]
-            lines += len(read)
-            turns += sum(line.startswith("answer_") for line in read)
-    return max(5, 5 * math.ceil((words / 150 + lines / 15 + turns) / 5))
+        text = NAV.sub("\n", cell.source)
+        start = SECOND_READING.search(text) if cell.cell_type == "markdown" else None
+        found.append((cell, text[: start.start()] if start else text))
+        if start:
+            break
+    return found
+
+
+def is_visible(cell):
+    """Is it code that a reader sees? What only draws or checks is folded."""
+    hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
+    return cell.cell_type == "code" and not hidden and not {"colab", "hide-input"} & set(tags(cell))
+
+
+def minutes(read):
+    """Of [(cell, source)]: 150 words or 15 visible lines of code a minute, and one for each turn; in
+    steps of five.
+    """
+    prose = "\n".join(text for cell, text in read if cell.cell_type == "markdown")
+    words = re.sub(r"```.*?```", "", prose, flags=re.DOTALL).split()
+    code = [line for cell, text in read if is_visible(cell) for line in text.splitlines()]
+    lines = [line for line in code if line.strip()]
+    turns = sum(line.startswith("answer_") for line in lines)
+    return max(5, 5 * math.ceil((len(words) / 150 + len(lines) / 15 + turns) / 5))
 
 
 def nav_line(path):
@@ -145,7 +155,8 @@ def nav_line(path):
             after = series[here + 1]
             parts.append(f"[{title(after)}]({after.name}) →")
         nb = read(path)
-        main, whole = minutes(nb), minutes(nb, second=True)
+        main = minutes(main_line(nb))
+        whole = minutes([(cell, NAV.sub("\n", cell.source)) for cell in nb.cells])
         rest = f", and {whole - main} for the second reading" if whole > main else ""
         more.insert(0, f"About {main} minutes{rest}")
     return " · ".join(parts) + ("\n\n" + " · ".join(more) if more else "")

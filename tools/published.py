@@ -46,16 +46,16 @@ def same_words(one, other, but=NUMBER):
     return but.sub("#", one) == but.sub("#", other)
 
 
-def keep_text(before, new, timed):
+def keep_text(before, new):
     one, other = (
         json.dumps(output | {"execution_count": None}, ensure_ascii=False, sort_keys=True)
         for output in (before, new)
     )
-    if same_words(one, other, NUMBER if timed else TIME):
+    if same_words(one, other, TIME):
         new.update({key: before[key] for key in ("text", "data") if key in before})
 
 
-def keep_picture(before, new, timed, made, figures):
+def keep_picture(before, new, made, figures):
     name = new.metadata["figure"]
     files = {file: figures / file.name for file in made.glob(f"{name}.*")}
     if not all(file.exists() for file in files.values()):
@@ -63,9 +63,7 @@ def keep_picture(before, new, timed, made, figures):
     published, fresh = ((folder / f"{name}.png").read_bytes() for folder in (figures, made))
     told = Image.open(io.BytesIO(published)).text.get("Description", "")
     told = same_words(told, gallery.alt(new))
-    if timed and told:
-        new.update(before)
-    elif alike(stored(before), stored(new)) and alike(published, fresh):
+    if alike(stored(before), stored(new)) and alike(published, fresh):
         new.data[gallery.kind(new)] = before.data[gallery.kind(before)]
     else:
         return
@@ -88,16 +86,14 @@ def keep(old, nb, made, figures):
 
     A picture that stays keeps its stored pixels, and its files too unless its alt text has other
     words: then the new ones are removed from `made`, so that they do not replace those in `figures`.
-    In a cell that is tagged "times" every number is a time.
     """
     cells = {cell.id: by_name(cell) for cell in old.cells}
     for cell in nb.cells:
-        timed = "times" in cell.metadata.get("tags", [])
         for name, new in by_name(cell).items():
             before = cells.get(cell.id, {}).get(name, {})
             if before.get("output_type") != new.output_type:
                 continue
             if isinstance(name, str):
-                keep_picture(before, new, timed, made, figures)
+                keep_picture(before, new, made, figures)
             else:
-                keep_text(before, new, timed)
+                keep_text(before, new)

@@ -43,7 +43,9 @@ def table():
     lines = ["| notebook | minutes | what it is about |", "|---|---|---|"]
     for path in links.notebooks():
         link = f"[{links.title(path)}](notebooks/{path.name})"
-        lines.append(f"| {link} | {links.minutes(links.read(path))} | {ABOUT[path.name[:2]]} |")
+        lines.append(
+            f"| {link} | {links.minutes(links.main_line(links.read(path)))} | {ABOUT[path.name[:2]]} |"
+        )
     return "\n".join(lines)
 
 

@@ -203,7 +203,8 @@ def build(folder, target, maker):
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise FileNotFoundError(f"{short(missing[0])}{more} is missing: {maker} makes it")
     for figure in (figure for _, _, found in chapters for figure in found):
-        for key in ("see", "ask", "answer", "title")[: 3 if figure.headline else 4]:
+        needed = ["see", "ask", "answer"] + ([] if figure.headline else ["title"])
+        for key in needed:
             if not words.get(figure.name, {}).get(key):
                 raise KeyError(f"tools/deck.toml has no {key!r} for {figure.name}")
 

@@ -513,7 +513,7 @@ def notebooks_report(books, machine):
         "| --- | ---: | ---: | ---: |",
         *rows,
         f"| together | {sum(book['seconds'] for book in books.values()):.0f} | {total:.0f} "
-        f"(at most 200: {verdict(total, 200).split(': ')[-1]}) | {memory:.2f} GB |",
+        f"({verdict(total, 200)}) | {memory:.2f} GB |",
         "",
     ]
 
