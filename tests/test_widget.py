@@ -58,7 +58,7 @@ def lab(tmp_path_factory):
     sources = links.code_cells(links.read(ROOT / "notebooks/06_two_latent_spaces.ipynb"))
     found = [[source for source in sources if text in source] for text in NEEDED]
     assert [len(cells) for cells in found] == [1] * len(NEEDED), "one cell of each in notebook 06"
-    steps = "((2, 1500), (20, 1000))"
+    steps = "((2, 1000), (20, 700))"
     assert steps in found[2][0]
     sources = [source.replace(steps, "((2, 100),)") for (source,) in found]
     first = links.code_cells(links.read(ROOT / "notebooks/00_first_look.ipynb"))
