@@ -259,7 +259,7 @@ COLOURS = {"AE": _ae, "VAE": _vae, "other": QUIET}
 GREEN, PINK = ("#009E73", "#F5B8D8") if DARK else ("#00573D", "#8E2A6E")  # a third and a fourth
 # Ten classes: Petroff's accessible cycle (arXiv 2107.02270).
 DIGIT_COLOURS = (
-    "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
+    "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #005f73 #92dadd".split()
 )
 
 # One style for all figures: 16:9, type for the last row of a lecture hall. It lies over matplotlib's

@@ -1,4 +1,4 @@
-"""The latent explorer: one page, without a network, in which notebook 06's decoders run.
+"""The latent explorer: one page, without a network, in which notebook 06's models run.
 
 python tools/explorer.py               make explorer: writes out/latent_explorer.html
 python tools/explorer.py --in-place    for maintainers: writes figures/latent_explorer.html, on the
@@ -29,21 +29,33 @@ import vae_classroom
 
 ROOT = links.ROOT
 NOTEBOOK = ROOT / "notebooks/06_two_latent_spaces.ipynb"
-TEMPLATE = ROOT / "tools/explorer.html"
+PARTS = ROOT / "tools/explorer_page"
+SCRIPTS = ("networks.js", "pad.js", "planes.js", "modes.js")  # in one script, in this order
 LAST_CELL = "codes = {name: encode("  # in the last of the notebook's cells that is needed
-LARGEST = 2_500_000  # bytes
+LARGEST = 4_000_000  # bytes
 DATA = re.compile(r'(<script type="application/json" id="data">).*?(</script>)', re.DOTALL)
 
 SAVE = """
 import os
 
 names, shown = ("AE", "VAE"), 2000  # the dots on a plane
-decoders = {name: models[2][name].decoder.state_dict() for name in names}
+labels = mnist.test_labels[:shown].cpu()
+rows = torch.cat([(labels == digit).nonzero()[:10, 0] for digit in range(10)])  # ten of each class
 torch.save(
     {
-        "decoders": {n: {k: v.cpu() for k, v in d.items()} for n, d in decoders.items()},
+        "networks": {
+            name: {
+                part: {k: v.cpu() for k, v in getattr(models[2][name], part).state_dict().items()}
+                for part in ("encoder", "decoder")
+            }
+            for name in names
+        },
         "codes": {name: codes[name][:shown].cpu().clone() for name in names},
-        "labels": mnist.test_labels[:shown].cpu().clone(),
+        "labels": labels,
+        "digits": mnist.test[rows.to(device)].cpu(),
+        "digit_labels": labels[rows],
+        "steps": [step for step, _ in film["VAE"]],
+        "film": {name: torch.stack([dots[:500] for _, dots in film[name]]) for name in names},
         "source": mnist.source,
     },
     os.environ["VAE_EXPLORER_TENSORS"],
@@ -61,7 +73,7 @@ TITLES = {
 
 def shortened(nb):
     """The notebook's code as far as the codes, without figures, and a cell that saves what the page needs."""
-    cells = [c for c in nb.cells if c.cell_type == "code" and "save_figure(" not in c.source]
+    cells = [c for c in nb.cells if c.cell_type == "code" and "save_f" not in c.source]
     ends = [i for i, cell in enumerate(cells) if LAST_CELL in cell.source]
     if not ends:
         raise ValueError(f"{NOTEBOOK.name} has no cell with {LAST_CELL!r}")
@@ -97,9 +109,15 @@ def theme(name):
 
 
 def page(data):
-    """The template with the two themes and the data, a string, in their places."""
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for key, value in {"LIGHT": theme("light"), "DARK": theme("dark"), "DATA": data}.items():
+    """The template with styles, scripts, the two themes and the data, a string, in their places."""
+
+    def read(name):
+        return (PARTS / name).read_text(encoding="utf-8").rstrip()
+
+    text, scripts = read("page.html") + "\n", "\n\n".join(read(name) for name in SCRIPTS)
+    parts = {"STYLE": read("style.css"), "SCRIPT": scripts, "DATA": data}
+    parts |= {"LIGHT": theme("light"), "DARK": theme("dark")}
+    for key, value in parts.items():
         text = text.replace("{{" + key + "}}", value)
     return text
 
@@ -116,30 +134,44 @@ def packed(values, kind):
     return base64.b64encode(values.numpy().astype(kind).tobytes()).decode("ascii")
 
 
-def packed_decoder(name, state):
-    """A decoder's weights as text: the output layer in 20 bits a weight, the rest in float32.
+def packed_layer(weights, bias, bits):
+    """A layer as text: whole numbers of 16 or 18 bits, a scale for each row, and the bias in float32.
 
-    With 16 bits a pixel would err by up to 0.001, because the AE's codes reach far out and its
-    logits with them.
+    With 16 bits a decoded pixel would err by up to 0.001, because the AE's codes reach far out and
+    its logits with them; the encoders' codes need no more.
     """
+    scale = (weights.abs().amax(1) / (2 ** (bits - 1) - 1)).clamp(min=1e-30)  # (outputs,)
+    whole = (weights.double() / scale.double()[:, None]).round().long().flatten()  # signed
+    layer = {"scale": packed(scale, "<f4"), "b": packed(bias, "<f4")}
+    if bits == 18:
+        quarters = (whole & 3).reshape(-1, 4)  # four to a byte, the first one low
+        layer["low"] = packed((quarters << torch.tensor([0, 2, 4, 6])).sum(1), "u1")
+        whole = whole >> 2
+    return layer | {"w": packed(whole, "<i2")}
+
+
+def packed_network(name, part, state):
+    """Two layers of an encoder or a decoder. Errors: ValueError for what the page cannot run."""
     w0, b0, w1, b1 = (state[key] for key in ("0.weight", "0.bias", "2.weight", "2.bias"))
-    hidden = len(b0)
-    shapes = [tuple(part.shape) for part in (w0, b0, w1, b1)]
-    if shapes != [(hidden, 2), (hidden,), (784, hidden), (784,)] or hidden % 2:
-        raise ValueError(f"{name}: not a decoder 2-hidden-784, hidden even; its shapes: {shapes}")
-    if not all(torch.isfinite(part).all() for part in (w0, b0, w1, b1)):
-        raise ValueError(f"{name}: the decoder has weights that are not finite")
-    scale = (w1.abs().amax(1) / (2**19 - 1)).clamp(min=1e-30)  # (784,)
-    whole = (w1.double() / scale.double()[:, None]).round().long().flatten()  # signed, 20 bits
-    nibbles = (whole & 15).reshape(-1, 2)  # two to a byte, the first one low
-    return {
-        "w0": packed(w0, "<f4"),
-        "b0": packed(b0, "<f4"),
-        "high": packed(whole >> 4, "<i2"),
-        "low": packed(nibbles[:, 0] + 16 * nibbles[:, 1], "u1"),
-        "scale": packed(scale, "<f4"),
-        "b1": packed(b1, "<f4"),
-    }
+    hidden, outputs = len(b0), {"AE": 2, "VAE": 4}[name]
+    sizes = {"encoder": (784, outputs), "decoder": (2, 784)}[part]
+    wanted = [(hidden, sizes[0]), (hidden,), (sizes[1], hidden), (sizes[1],)]
+    shapes = [tuple(tensor.shape) for tensor in (w0, b0, w1, b1)]
+    if shapes != wanted or hidden % 4:
+        raise ValueError(
+            f"{name}: not a {part} {sizes[0]}-hidden-{sizes[1]}, hidden a multiple of 4; "
+            f"its shapes: {shapes}"
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in (w0, b0, w1, b1)):
+        raise ValueError(f"{name}: the {part} has weights that are not finite")
+    bits = 18 if part == "decoder" else 16
+    return [packed_layer(w0, b0, bits), packed_layer(w1, b1, bits)]
+
+
+def packed_film(film):
+    """Places (frames, dots, 2) as 16-bit numbers and their scale."""
+    scale = film.abs().max().item() / 32767
+    return {"places": packed((film / scale).round(), "<i2"), "scale": scale}
 
 
 def square_around(z, margin=1.08):
@@ -158,7 +190,7 @@ def marks(z, labels):
 def render(tensors):
     """The page as text, of what SAVE saves.
 
-    Errors: ValueError for decoders that are not 2-hidden-784, and for a page that is too large.
+    Errors: ValueError for networks that the page cannot run, and for a page that is too large.
     """
     labels = tensors["labels"]
     models = {}
@@ -170,11 +202,18 @@ def render(tensors):
             "limits": square_around(z),
             "marks": marks(z, labels),
             "codes": packed(z, "<f4"),
-            "decoder": packed_decoder(name, tensors["decoders"][name]),
+            "film": packed_film(tensors["film"][name]),
+        }
+        models[name] |= {
+            part: packed_network(name, part, state)
+            for part, state in tensors["networks"][name].items()
         }
     data = {
         "source": tensors["source"],
         "labels": "".join(str(label) for label in labels.tolist()),
+        "digits": packed((tensors["digits"] * 255).round(), "u1"),
+        "digitLabels": "".join(str(label) for label in tensors["digit_labels"].tolist()),
+        "steps": tensors["steps"],
         "colours": vae_classroom.DIGIT_COLOURS,
         "models": models,
     }
