@@ -1,11 +1,14 @@
 """The latent explorer: its networks against PyTorch's, and the page in a browser without a network."""
 
+import io
 import re
 import statistics
 from base64 import b64decode
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_access import contrast
 from torch.distributions import kl_divergence
 
@@ -113,11 +116,15 @@ def changed(page, act):
     return [name for name in NAMES if before[name] != after[name]]
 
 
-def shade(page, selector):
-    """The picture (784,) on a canvas of 28 x 28, from paper 0 to ink 1 (light theme: white is paper)."""
-    script = """(canvas) => [...canvas.getContext("2d").getImageData(0, 0, 28, 28).data]"""
-    grey = torch.tensor(page.locator(selector).evaluate(script)).reshape(784, 4)[:, 0]
-    return (255 - grey) / (255 - 26)  # the ink's red is 26
+def pixels(canvas):
+    """What a canvas shows, (height, width, 4), from 0 to 255; by way of a PNG, as a reader would save it."""
+    png = b64decode(canvas.evaluate("(canvas) => canvas.toDataURL()").partition(",")[2])
+    return torch.tensor(np.array(Image.open(io.BytesIO(png)).convert("RGBA"))).float()
+
+
+def shade(canvas):
+    """Its pictures, (28, width), from paper 0 to ink 1, in the light theme: white, and a red of 26."""
+    return (255 - pixels(canvas)[..., 0]) / (255 - 26)
 
 
 def choose(page, mode):
@@ -156,11 +163,14 @@ def test_themes_are_those_of_the_figures_and_legible():
     assert explorer.theme("light") != explorer.theme("dark")
 
 
-@pytest.mark.parametrize("part, weights", [
-    ("decoder", torch.zeros(400, 3)),
-    ("decoder", torch.full((400, 2), torch.nan)),
-    ("encoder", torch.zeros(400, 783)),
-])
+@pytest.mark.parametrize(
+    "part, weights",
+    [
+        ("decoder", torch.zeros(400, 3)),
+        ("decoder", torch.full((400, 2), torch.nan)),
+        ("encoder", torch.zeros(400, 783)),
+    ],
+)
 def test_render_refuses_what_the_page_cannot_run(tensors, part, weights):
     state = tensors["networks"]["AE"][part] | {"0.weight": weights}
     networks = {"AE": tensors["networks"]["AE"] | {part: state}}
@@ -233,8 +243,10 @@ def test_published_page_is_of_this_template():
     assert len(text.encode()) <= explorer.LARGEST and data["source"] == "MNIST"
     assert list(data["models"]) == list(NAMES)
     for model in data["models"].values():
-        shapes = [(len(b64decode(layer["b"])) // 4, len(b64decode(layer["w"])) // 2)
-                  for layer in model["encoder"] + model["decoder"]]
+        shapes = [
+            (len(b64decode(layer["b"])) // 4, len(b64decode(layer["w"])) // 2)
+            for layer in model["encoder"] + model["decoder"]
+        ]
         outputs = shapes[1][0]
         sizes = [(400, 784), (outputs, 400), (400, 2), (784, 400)]
         assert shapes == [(rows, rows * columns) for rows, columns in sizes]
@@ -406,8 +418,10 @@ def test_same_digit(visit, tensors, models):
         gaps = {name: (codes[name] - z[name]).norm(dim=1) for name in NAMES}
         row = (gaps["AE"] + gaps["VAE"]).argmin().item()
         assert max(gaps[name][row] for name in NAMES) < 1e-3
-        assert re.search(rf"an? {tensors['digit_labels'][row]},", page.locator("#note").inner_text())
-        shown = shade(page, "#original")
+        assert re.search(
+            rf"an? {tensors['digit_labels'][row]},", page.locator("#note").inner_text()
+        )
+        shown = shade(page.locator("#original")).flatten()
         assert (shown - tensors["digits"][row]).abs().max() < 0.01  # the digit itself
         seen.add(row)
     assert len(seen) > 1
@@ -437,7 +451,7 @@ def test_status_tells_code_and_neighbours_and_not_too_often(visit, tensors, name
     page.wait_for_timeout(400)
     gaps = (tensors["codes"][name] - torch.tensor([1.2, -0.4])).norm(dim=1)
     near = tensors["labels"][gaps.topk(5, largest=False).indices].tolist()
-    expected = f"{name}: z = (1.20, -0.40). Nearest test digits: {', '.join(map(str, near))}"
+    expected = f"{name}: z = (1.20, −0.40). Nearest test digits: {', '.join(map(str, near))}"
     assert status.inner_text().replace("\u00a0", " ").replace("\n", " ") == expected
 
 
@@ -484,6 +498,13 @@ def test_fits_the_window(visit, width, height, sharp):
     assert across <= width
     assert down <= height or width < 1280  # without scrolling, from 1280 x 720 on
     assert plane(page, "AE").bounding_box()["width"] >= 290
+    for mode in ("Draw a digit", "Watch it form", "Walk"):
+        choose(page, mode)
+        if mode == "Draw a digit":
+            page.locator("#starts button").first.click()
+        page.wait_for_timeout(400)
+        mode_across, mode_down = page.evaluate(size)
+        assert mode_across <= width and (mode_down <= height or width < 1280), mode
     drawn, shown = page.evaluate(
         "[...document.querySelectorAll('.background')].map((c) => [c.width, c.clientWidth])[0]"
     )
@@ -511,3 +532,267 @@ def test_structure(visit):
         stops.append(page.evaluate("document.activeElement.className || document.activeElement.id"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
     assert stops == ["", "prior", "same", "plane", "", "", "plane", "", ""]
+
+
+# ------------------------------------------------------------------------------------ draw a digit
+
+
+def arc(x, y, width, height, start, end):
+    """Points on an ellipse, in shares of the sheet; degrees, clockwise from the right."""
+    turn = torch.linspace(start, end, 24).deg2rad()
+    return torch.stack([x + width * turn.cos(), y + height * turn.sin()], 1).tolist()
+
+
+HAND = {  # ten digits as somebody draws them with a mouse, stroke by stroke
+    0: [arc(0.5, 0.5, 0.22, 0.32, -80, 290)],
+    1: [[(0.56, 0.16), (0.46, 0.84)]],
+    2: [[*arc(0.5, 0.34, 0.2, 0.17, 190, 380), (0.3, 0.8)], [(0.3, 0.8), (0.74, 0.8)]],
+    3: [arc(0.47, 0.34, 0.19, 0.16, 200, 430) + arc(0.47, 0.66, 0.22, 0.17, -80, 150)],
+    4: [[(0.34, 0.18), (0.3, 0.52), (0.7, 0.52)], [(0.64, 0.2), (0.6, 0.86)]],
+    5: [[(0.68, 0.2), (0.38, 0.2), (0.36, 0.46), *arc(0.48, 0.62, 0.2, 0.18, -120, 150)]],
+    6: [
+        [(0.6, 0.16), *arc(0.62, 0.62, 0.3, 0.46, 240, 180), *arc(0.5, 0.66, 0.18, 0.17, 180, -170)]
+    ],
+    7: [[(0.3, 0.22), (0.7, 0.22), (0.46, 0.84)]],
+    8: [arc(0.5, 0.34, 0.15, 0.16, 90, -270) + arc(0.5, 0.67, 0.19, 0.17, -90, 270)],
+    9: [[*arc(0.48, 0.36, 0.17, 0.17, 0, -340), (0.65, 0.36), (0.6, 0.86)]],
+}
+
+
+def on_sheet(page, place):
+    box = page.locator("#sheet").bounding_box()
+    return box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"]
+
+
+def draw_by_mouse(page, strokes):
+    page.get_by_role("button", name="Clear").click()
+    for start, *rest in strokes:
+        page.mouse.move(*on_sheet(page, start))
+        page.mouse.down()
+        for place in rest:
+            page.mouse.move(*on_sheet(page, place), steps=3)
+        page.mouse.up()
+    settle(page)
+
+
+def subject(page):
+    """The picture (784,) that the page's encoders see, or None."""
+    picture = page.evaluate("explorer.subject()")
+    return None if picture is None else torch.tensor(picture)
+
+
+def codes_by_pytorch(models, x):
+    with torch.no_grad():
+        return {"AE": models[0]["AE"].encode(x), "VAE": models[0]["VAE"].encode(x).mean}
+
+
+def inked(page, name):
+    """The mean place of the overlay's ink on a plane, as shares of its side."""
+    shown = pixels(page.locator(".overlay").nth(NAMES.index(name)))
+    ink = shown[..., 3] * (255 - shown[..., 0])
+    at = (torch.arange(len(ink)) + 0.5) / len(ink)
+    return [(ink.sum(0) @ at / ink.sum()).item(), (ink.sum(1) @ at / ink.sum()).item()]
+
+
+@pytest.mark.parametrize("digit", HAND)
+def test_drawn_digit_lands_where_pytorch_puts_it(visit, models, digit):
+    page = visit()
+    choose(page, "Draw a digit")
+    draw_by_mouse(page, HAND[digit])
+    x = subject(page)
+    assert 0.02 < x.mean() < 0.3 and x.max() > 0.9
+    for name, expected in codes_by_pytorch(models, x[None]).items():
+        found = page.evaluate("explorer.state()")[name]
+        assert found["q"]["mu"] == pytest.approx(expected[0].tolist(), abs=1e-3)
+        (left, right), (bottom, top) = found["limits"]
+        z = expected[0].tolist()
+        shown = [(z[0] - left) / (right - left), (top - z[1]) / (top - bottom)]
+        if all(0.1 < share < 0.9 for share in shown):
+            assert inked(page, name) == pytest.approx(shown, abs=0.01)
+    # The picture is what the decoder makes of that code.
+    with torch.no_grad():
+        rebuilt = models[0]["VAE"](x[None])[0]
+    picture = shade(page.locator(".digit").nth(1)).flatten()
+    assert (picture - rebuilt).abs().max() < 0.01
+
+
+def test_test_digits_come_through_the_pad_unchanged(visit, models):
+    """MNIST's own preparation must leave MNIST's digits as they are: ten pixels for one, and back."""
+    page = visit()
+    x = models[3].test[:20]
+    large = x.reshape(20, 28, 28).repeat_interleave(10, 1).repeat_interleave(10, 2).flatten(1)
+    script = "(ink) => [...explorer.prepare(Float32Array.from(ink), 280, 280)]"
+    back = torch.tensor([page.evaluate(script, ink.tolist()) for ink in large])
+    same = (back - x).abs().amax(1) < 1e-5
+    spread = codes_by_pytorch(models, models[3].test)["VAE"].std().item()
+    gaps = (codes_by_pytorch(models, back)["VAE"] - codes_by_pytorch(models, x)["VAE"]).norm(dim=1)
+    print(f"median distance of the codes, in spreads: {gaps.median().item() / spread:.1e}")
+    assert (
+        same.float().mean() >= 0.9
+    )  # a box of 19 pixels, or a mass that lies between two, may differ
+    assert gaps.median() < 1e-4 * spread
+
+
+def test_preparation_shrinks_by_areas_and_centres_the_mass(visit):
+    """An L of 120 x 60 shrinks to 20 x 10: against PyTorch's own pooling, placed by its centre of mass."""
+    page = visit()
+    ink = torch.zeros(200, 300)
+    ink[30:150, 200:218] = 1
+    ink[138:150, 218:260] = 0.5
+    picture = page.evaluate(
+        "(ink) => [...explorer.prepare(Float32Array.from(ink), 200, 300)]", ink.flatten().tolist()
+    )
+    small = torch.nn.functional.avg_pool2d(ink[None, None, 30:150, 200:260], 6)[0, 0]  # (20, 10)
+    at = torch.arange(20.0)
+    down, across = small.sum(1) @ at / small.sum(), small.sum(0) @ at[:10] / small.sum()
+    top, left = round(14 - down.item()), round(14 - across.item())
+    expected = torch.zeros(28, 28)
+    expected[top : top + 20, left : left + 10] = small
+    assert torch.allclose(torch.tensor(picture).reshape(28, 28), expected, atol=1e-5)
+    blank = "explorer.prepare(new Float32Array(100), 10, 10)"
+    assert page.evaluate(blank) is None
+
+
+def test_start_from_a_test_digit_and_clear(visit, tensors):
+    page = visit()
+    choose(page, "Draw a digit")
+    assert subject(page) is None
+    assert "Nothing is drawn" in page.locator(".status").first.inner_text()
+    button = page.get_by_role("button", name="a 7, test digit")
+    sevens = tensors["digits"][tensors["digit_labels"] == 7]
+    for seven in sevens[:2]:  # pressed again, it brings the next one
+        button.click()
+        settle(page)
+        assert (subject(page) - seven).abs().max() < 0.01
+    seen = shade(page.locator("#seen")).flatten()
+    assert (seen - sevens[1]).abs().max() < 0.01
+    page.get_by_role("button", name="Clear").click()
+    settle(page)
+    assert subject(page) is None
+
+
+def test_finger_draws_and_the_page_stays(visit):
+    page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    choose(page, "Draw a digit")
+    session = page.context.new_cdp_session(page)
+    for kind, place in (
+        ("Start", (0.5, 0.2)),
+        ("Move", (0.5, 0.5)),
+        ("Move", (0.5, 0.8)),
+        ("End", None),
+    ):
+        x, y = on_sheet(page, place) if place else (0, 0)
+        points = [{"x": x, "y": y}] if place else []
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    settle(page)
+    picture = subject(page).reshape(28, 28)
+    assert (picture.amax(1) > 0.5).sum() >= 18 and (picture.amax(0) > 0.5).sum() <= 4  # a 1
+    assert page.evaluate("scrollY") == 0
+
+
+def test_keyboard_alone_draws(visit, models):
+    page = visit()
+    page.keyboard.press("Tab")  # to the modes
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "sheet"
+    for key in ["ArrowUp"] * 6 + [" "] + ["ArrowDown"] * 12 + [" "] + ["ArrowRight"] * 3:
+        page.keyboard.press(key)
+    settle(page)
+    x = subject(page)
+    assert (x.reshape(28, 28).amax(1) > 0.5).sum() == 20 and x.reshape(28, 28).amax(0).gt(
+        0.5
+    ).sum() <= 4
+    expected = codes_by_pytorch(models, x[None])["AE"][0]
+    assert page.evaluate("explorer.state()")["AE"]["q"]["mu"] == pytest.approx(
+        expected.tolist(), abs=1e-3
+    )
+
+
+def test_stroke_is_answered_within_a_frame(visit):
+    page = visit()
+    choose(page, "Draw a digit")
+    times = page.evaluate("""async () => {
+        const sheet = document.getElementById("sheet"), at = sheet.getBoundingClientRect(), times = [];
+        const send = (type, n) => sheet.dispatchEvent(new PointerEvent(type, { buttons: 1, pointerId: 1,
+            clientX: at.left + at.width * (0.5 + 0.3 * Math.cos(n / 9)),
+            clientY: at.top + at.height * (0.5 + 0.3 * Math.sin(n / 9)) }));
+        sheet.setPointerCapture = () => {};  // the pointer is made up
+        send("pointerdown", 0);
+        for (let n = 1; n < 200; n++) {
+            send("pointermove", n);
+            const start = performance.now();
+            explorer.redraw();
+            times.push(performance.now() - start);
+            await new Promise(requestAnimationFrame);
+        }
+        return times;
+    }""")
+    median, late = statistics.median(times), sorted(times)[int(0.99 * len(times))]
+    print(f"preparation, both encoders, both decoders: median {median:.2f} ms, 99 % {late:.2f} ms")
+    assert 0 < median <= 16 and late <= 30
+
+
+# --------------------------------------------------------------------------- watch it form, and walk
+
+
+def background(page, name):
+    script = "document.querySelectorAll('.background')[%d].toDataURL()"
+    return page.evaluate(script % NAMES.index(name))
+
+
+def test_slider_of_training_steps(visit, tensors):
+    page = visit()
+    choose(page, "Watch it form")
+    slider = page.get_by_role("slider", name="Training step", exact=True)
+    last = {name: background(page, name) for name in NAMES}
+    page.wait_for_timeout(700)
+    assert {name: background(page, name) for name in NAMES} == last  # nothing plays unasked
+    assert page.locator("#step").inner_text() == "After 200 of 200 training steps"
+    box = slider.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] - 8, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 2, y, steps=5)  # dragged to the left end
+    page.mouse.up()
+    page.wait_for_timeout(400)
+    assert page.locator("#step").inner_text() == "After 0 of 200 training steps"
+    assert slider.get_attribute("aria-valuetext") == "After 0 of 200 training steps"
+    assert all(background(page, name) != last[name] for name in NAMES)
+    assert (
+        "third ring: 0 %" in page.locator(".status").first.inner_text()
+    )  # the film starts at zero
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_timeout(1000)
+    assert page.get_by_role("button", name="Play").count() == 1  # at rest again
+    assert page.locator("#step").inner_text() == "After 200 of 200 training steps"
+    outside = (tensors["film"]["AE"][-1].norm(dim=1) > 3).float().mean().item()
+    assert (
+        f"third ring: {outside:.0%}".replace("%", " %")
+        in page.locator(".status").first.inner_text()
+    )
+    choose(page, "Move")
+    assert page.locator("#step").is_hidden()
+
+
+def test_walk_decodes_nine_codes_on_the_line(visit, tensors, models):
+    page = visit()
+    choose(page, "Walk")
+    rows = {}
+    for group, label in (("From", 3), ("To", 5)):
+        page.get_by_role("group", name=group).get_by_role("button", name=f"a {label}, test").click()
+        rows[group] = (tensors["digit_labels"] == label).nonzero()[0].item()
+    settle(page)
+    pressed = page.locator("[aria-pressed=true]").evaluate_all(
+        "(all) => all.map((b) => b.ariaLabel)"
+    )
+    assert [label[:3] for label in pressed] == ["a 3", "a 5"]
+    for name, model in models[0].items():
+        ends = codes_by_pytorch(models, tensors["digits"][list(rows.values())])[name]
+        t = torch.linspace(0, 1, 9)[:, None]
+        with torch.no_grad():
+            expected = model.decode((1 - t) * ends[0] + t * ends[1])
+        expected = expected if name == "AE" else expected.mean
+        seen = shade(page.locator(".strip").nth(NAMES.index(name)))
+        seen = seen.reshape(28, 9, 28).transpose(0, 1).flatten(1)
+        assert (seen - expected).abs().max() < 0.01

@@ -114,11 +114,15 @@ element("prior").onclick = () => {
 
 let subject = null;  // the picture (784,) that both encoders see
 
+function look() {
+  sheet.frame = null;
+  subject = prepare(inkOnSheet(), wide, wide);
+  showPicture(element("seen"), subject ?? new Float32Array(784));
+}
+
 function sheetChanged() {
   sheet.frame ??= requestAnimationFrame(() => {
-    sheet.frame = null;
-    subject = prepare(inkOnSheet(), wide, wide);
-    showPicture(element("seen"), subject ?? new Float32Array(784));
+    look();
     all(soon);
   });
 }
@@ -222,6 +226,7 @@ addEventListener("resize", drawAll);  // zooming is one too
 window.explorer = {  // for tests
   decode, encode, kl, move, prepare, reconstruction, sameDigit,
   logits: (name, z) => [...logits(name, z)],
+  redraw: () => { look(); all(draw); },
   state: () => Object.fromEntries(Object.values(planes).map((plane) => [plane.name, {
     z: plane.z, q: plane.q, nats: plane.nats, ms: plane.ms, limits: plane.limits,
     drawn: plane.frame == null && sheet.frame == null,
