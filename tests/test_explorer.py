@@ -633,24 +633,27 @@ def test_test_digits_come_through_the_pad_unchanged(visit, models):
     assert gaps.median() < 1e-4 * spread
 
 
-def test_preparation_shrinks_by_areas_and_centres_the_mass(visit):
+@pytest.mark.parametrize("lying", [False, True])
+def test_preparation_shrinks_by_areas_and_centres_the_mass(visit, lying):
     """An L of 120 x 60 shrinks to 20 x 10: against PyTorch's own pooling, placed by its centre of mass."""
     page = visit()
-    ink = torch.zeros(200, 300)
+    ink = torch.zeros(300, 300)
     ink[30:150, 200:218] = 1
     ink[138:150, 218:260] = 0.5
-    picture = page.evaluate(
-        "(ink) => [...explorer.prepare(Float32Array.from(ink), 200, 300)]", ink.flatten().tolist()
-    )
-    small = torch.nn.functional.avg_pool2d(ink[None, None, 30:150, 200:260], 6)[0, 0]  # (20, 10)
-    at = torch.arange(20.0)
-    down, across = small.sum(1) @ at / small.sum(), small.sum(0) @ at[:10] / small.sum()
-    top, left = round(14 - down.item()), round(14 - across.item())
+    box = ink[30:150, 200:260]
+    if lying:
+        ink, box = ink.T, box.T
+    prepare = "(ink) => explorer.prepare(Float32Array.from(ink), 300, 300)"
+    picture = page.evaluate(f"(ink) => [...({prepare})(ink)]", ink.flatten().tolist())
+    small = torch.nn.functional.avg_pool2d(box[None, None], 6)[0, 0]  # (20, 10) or (10, 20)
+    (high, wide), at = small.shape, torch.arange(20.0)
+    down = (small.sum(1) @ at[:high] / small.sum()).item()
+    across = (small.sum(0) @ at[:wide] / small.sum()).item()
+    top, left = round(14 - down), round(14 - across)
     expected = torch.zeros(28, 28)
-    expected[top : top + 20, left : left + 10] = small
+    expected[top : top + high, left : left + wide] = small
     assert torch.allclose(torch.tensor(picture).reshape(28, 28), expected, atol=1e-5)
-    blank = "explorer.prepare(new Float32Array(100), 10, 10)"
-    assert page.evaluate(blank) is None
+    assert page.evaluate(prepare, [0] * 90_000) is None
 
 
 def test_start_from_a_test_digit_and_clear(visit, tensors):

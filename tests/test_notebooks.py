@@ -321,13 +321,19 @@ def test_form(path):
 
 def test_the_main_lines_are_short_and_soon_show_something(capsys):
     table = {path: pace(links.read(path)) for path in NOTEBOOKS}
+    results = (links.ROOT / "tests/benchmarks/RESULTS.md").read_text(encoding="utf-8")
+    epochs = dict(re.findall(r"^\| (\d\d_\w+\.ipynb) \| \d+ \| (\d+) \|", results, re.M))
     with capsys.disabled():
         print()
         for path, row in table.items():
             nb = links.read(path)
             row = row | {"turns": len(checks(nb)), "minutes": links.minutes(links.main_line(nb))}
+            row |= {"floor epochs": epochs[path.name]}  # measured by make bench PART=notebooks
             print(f"{path.stem:26s}", ", ".join(f"{what} {value}" for what, value in row.items()))
     assert sum(row["words"] for row in table.values()) <= PART_ONE
+    assert all(
+        int(count) <= 120 for count in epochs.values()
+    )  # none keeps a class waiting for long
     assert {path.name: list(check_pace(links.read(path))) for path in NOTEBOOKS} == {
         path.name: [] for path in NOTEBOOKS
     }

@@ -40,7 +40,7 @@ def render():
         "Made by `tools/gallery.py` from the notebooks' outputs; changes by hand are lost.",
         "Each figure is there as PNG and as SVG, a film as GIF and, its last picture, as PNG.",
         "`make figures THEME=dark` makes dark ones in `out/figures-dark/`, and `make slides` a deck.",
-        "The latent explorer is a page that any browser opens:",
+        "The latent explorer is a page that any browser opens, to move, draw, watch and walk:",
         "[latent_explorer.html](latent_explorer.html).",
         "",
     ]
