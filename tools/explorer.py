@@ -73,7 +73,8 @@ TITLES = {
 
 def shortened(nb):
     """The notebook's code as far as the codes, without figures, and a cell that saves what the page needs."""
-    cells = [c for c in nb.cells if c.cell_type == "code" and "save_f" not in c.source]
+    shows = re.compile(r"save_(figure|film)\(")
+    cells = [c for c in nb.cells if c.cell_type == "code" and not shows.search(c.source)]
     ends = [i for i, cell in enumerate(cells) if LAST_CELL in cell.source]
     if not ends:
         raise ValueError(f"{NOTEBOOK.name} has no cell with {LAST_CELL!r}")
