@@ -66,10 +66,10 @@ STATEMENTS = [
     ),
     (
         "Reparameterisation always has lower variance than the score function.",
-        "For E[cos ωz] the order turns round as ω grows. On a VAE the reparameterised one is far quieter.",
+        "For E[cos ωz] the order turns round as ω grows. In our VAE's encoder the reparameterised one is far quieter.",
         [
             "E[cos(omega z)]: omega at which",
-            "VAE, mu head: gradient variance, estimator B over the score function with a baseline",
+            "VAE, mu head: gradient variance, reparameterised over score function with",
         ],
     ),
     (
@@ -79,8 +79,8 @@ STATEMENTS = [
     ),
     (
         "Several draws of z for each image make training better.",
-        "At equal cost more images with one draw each give the less noisy gradient.",
-        ["estimator B: gradient variance at equal cost"],
+        "For as many passes through the decoder, more images with one draw each give the less noisy gradient.",
+        ["gradient variance by 100 passes of the decoder"],
         README,
     ),
     (
