@@ -335,7 +335,9 @@ def test_nbconvert_makes_slides_of_them():
     sections = re.findall(r"<section[^>]*>\s*<section[^>]*>(.*?)</section>", body, re.DOTALL)
     assert len(sections) == types(nb).count("slide")
     assert all(re.search(r"<h[12]", section) for section in sections)
-    films = body.count("Film: ")  # nbconvert does not know image/gif: what a film tells stands in its place
+    films = body.count(
+        "Film: "
+    )  # nbconvert does not know image/gif: what a film tells stands in its place
     assert len(re.findall(r"<img[^>]*data:image/png", body)) == len(gallery.figures(nb)) - films
     assert films == 1
     assert "answer_1" not in body and "torch.manual_seed" not in body

@@ -99,7 +99,7 @@ STATEMENTS = [
     (
         "The posterior of a VAE is Gaussian.",
         "q(z|x) is, by choice. The true posterior need not be.",
-        ["banana model, x = 2: KL from the best Gaussian q"],
+        ["banana model, x = 2: KL from the best mean-field Gaussian q"],
     ),
     (
         "A VAE assumes that the data in latent space are Gaussian.",
