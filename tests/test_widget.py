@@ -20,7 +20,8 @@ ROOT = links.ROOT
 NEEDED = [
     "from ipycanvas import",
     "recipes = {",
-    "models = {2: {}, 20: {}}",
+    "def dots_of(model)",
+    "models, film = {2: {}, 20: {}}, {}",
     "def encode(model, x)",
     "def square_around",
     "def draw_plane",
@@ -59,7 +60,7 @@ def lab(tmp_path_factory):
     found = [[source for source in sources if text in source] for text in NEEDED]
     assert [len(cells) for cells in found] == [1] * len(NEEDED), "one cell of each in notebook 06"
     steps = "((2, 1000), (20, 700))"
-    assert steps in found[2][0]
+    assert steps in found[3][0]
     sources = [source.replace(steps, "((2, 100),)") for (source,) in found]
     first = links.code_cells(links.read(ROOT / "notebooks/00_first_look.ipynb"))
     (last,) = [i for i, source in enumerate(first) if "HBox([explorer(" in source]
