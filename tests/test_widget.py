@@ -24,7 +24,7 @@ NEEDED = [
     "models, film = {2: {}, 20: {}}, {}",
     "def encode(model, x)",
     "def square_around",
-    "def draw_plane",
+    "def draw_plane(",
     "class Explorer",
     "explorers = [",
 ]
