@@ -224,7 +224,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 addEventListener("resize", drawAll);  // zooming is one too
 
 window.explorer = {  // for tests
-  decode, encode, kl, move, prepare, reconstruction, sameDigit,
+  decode, encode, kl, move, prepare, reconstruction,
   logits: (name, z) => [...logits(name, z)],
   redraw: () => { look(); all(draw); },
   state: () => Object.fromEntries(Object.values(planes).map((plane) => [plane.name, {
