@@ -330,7 +330,7 @@ def test_the_main_lines_are_short_and_soon_show_something(capsys):
             row = row | {"turns": len(checks(nb)), "minutes": links.minutes(links.main_line(nb))}
             row |= {"floor epochs": epochs[path.name]}  # measured by make bench PART=notebooks
             print(f"{path.stem:26s}", ", ".join(f"{what} {value}" for what, value in row.items()))
-    assert sum(row["words"] for row in table.values()) <= PART_ONE
+    assert sum(row["words"] for path, row in table.items() if path.name < "07") <= PART_ONE
     assert all(
         int(count) <= 120 for count in epochs.values()
     )  # none keeps a class waiting for long

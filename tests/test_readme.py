@@ -7,12 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from torch.distributions import Bernoulli, Normal
 
 import claims
 import links
 import readme
 import run_notebooks
+from vae_helpers import VAE
 
 ROOT = links.ROOT
 ADDRESS = "https://github.com/ada/some-vae"
@@ -207,3 +210,53 @@ def test_a_claim_that_is_gone_is_missed_and_one_that_changed_is_shown():
         changed = [*others, (mine[0], value, *mine[2:])]
         assert f"**{full}** ({mine[2]})" in claims.render(changed)
         assert f"**{brief}" in claims.render(changed, brief=True)
+
+
+def written_loss(pixels, kl, weight, x, y, kls):
+    """As the README's table has it: terms of each pixel (B, 784) and each entry of the code (B, d)."""
+    kind, over = pixels.split(", ")
+    bce = torch.nn.functional.binary_cross_entropy
+    terms = bce(y, x, reduction="none") if kind == "cross-entropy" else (x - y) ** 2
+    sides = {"sum": lambda part: part.sum(1).mean(), "mean": lambda part: part.mean()}
+    return sides[over](terms) + weight * sides[kl](kls)
+
+
+def bound(kind, number, x, y, kls):
+    """Minus the bound, by torch.distributions: Bernoulli pixels and beta, or Gaussian ones of variance s²."""
+    if kind == "β":
+        log_p = Bernoulli(y, validate_args=False).log_prob(x).sum(1)
+        return (number * kls.sum(1) - log_p).mean()
+    return (kls.sum(1) - Normal(y, number**0.5).log_prob(x).sum(1)).mean()
+
+
+def table_of_betas():
+    """[(pixels, KL, "β" or "s²", the formula in w and d)]"""
+    part = re.search("<!-- beta -->(.*)<!-- /beta -->", README, re.DOTALL)[1]
+    rows = re.findall(
+        r"^\| (c.+|s.+) \| (sum|mean) \| .*?(β|s²) = ([^:|]+?)(?: on .*|:.*)? \|$", part, re.M
+    )
+    assert len(rows) == 6
+    return rows
+
+
+@pytest.mark.parametrize(("pixels", "kl", "kind", "formula"), table_of_betas())
+def test_the_betas_of_the_readme_are_those_of_the_losses(pixels, kl, kind, formula):
+    torch.manual_seed(0)
+    vae, x = VAE(latent_dim=6, hidden=20).double(), torch.rand(5, 784, dtype=torch.float64)
+    weight, eps = 0.3, torch.randn(5, 6, dtype=torch.float64)
+    number = eval(re.sub(r"(\d) ([wd])", r"\1 * \2", formula), {"w": weight, "d": 6})
+
+    def direction(loss):
+        mu, log_var = vae.encoder(x).chunk(2, dim=-1)
+        y = torch.sigmoid(vae.decoder(mu + torch.exp(0.5 * log_var) * eps))
+        kls = 0.5 * (mu**2 + log_var.exp() - 1 - log_var)  # (5, 6)
+        gradient = torch.autograd.grad(loss(x, y, kls), list(vae.parameters()))
+        gradient = torch.cat([part.flatten() for part in gradient])
+        return gradient / gradient.norm()
+
+    def apart(number):
+        written = direction(lambda *given: written_loss(pixels, kl, weight, *given))
+        return (written - direction(lambda *given: bound(kind, number, *given))).norm()
+
+    assert apart(number) < 1e-10
+    assert apart(1.1 * number) > 1e-6  # a wrong one is seen

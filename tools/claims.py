@@ -91,6 +91,47 @@ STATEMENTS = [
         README,
     ),
     (
+        "A loss is a loss: mean or sum, and some small factor before the KL.",
+        "Each such choice is a weight β or a noise level on the pixels, and can be read off.",
+        ["24 losses against the bounds that they are said to be"],
+    ),
+    (
+        "A larger β draws better pictures.",
+        "From N(0, I), up to a point. From a mixture fitted to the model's codes they get worse.",
+        ["weight of the KL, codes from N(0, I): Fr", "weight of the KL, mixture on the codes"],
+    ),
+    (
+        "A little less weight on the KL makes a better VAE.",
+        "It makes sharper copies. The ELBO is best at 1, where it is what is trained.",
+        [
+            "d = 10: nats of the ELBO on training images lost by beta = 0.3",
+            "d = 10: nats of the ELBO on training images lost by beta = 3",
+        ],
+    ),
+    (
+        "Posterior collapse is a failure of the optimiser.",
+        "In the linear VAE the best model itself leaves empty every direction that varies less than the noise.",
+        ["linear VAE: entries used too many", "linear VAE: nats by which"],
+    ),
+    (
+        "This VAE has so many active units.",
+        "After a short run most entries move and say next to nothing: the count depends on its threshold.",
+        ["d = 50: entries that count as active"],
+    ),
+    (
+        "Higher likelihood, better pictures.",
+        "Two decoders nearly alike in nats draw very differently from N(0, I).",
+        [
+            "weight of the KL, 0.3 against 1, new encoders",
+            "weight of the KL, 0.3 over 1, codes from N",
+        ],
+    ),
+    (
+        "My ELBO is ten nats better than yours.",
+        "On which pixels? Thresholding the test images alone gives that, with the same network.",
+        ["d = 50, one network: nats of the ELBO gained"],
+    ),
+    (
         "The test loss of a VAE is its loss with z = mu.",
         "Nothing guarantees that it lies below log p(x): the code gets precision for which the KL does "
         "not charge.",

@@ -17,6 +17,8 @@ ABOUT = {
     "05": "samples first; Algorithm 1 in plain PyTorch, the two terms in nats, the map of codes; "
     "the loss that draws nothing",
     "06": "the same network as an autoencoder, without the KL, and as a VAE: codes, samples, interpolation",
+    "07": "one dial, from a code that says all to one that says nothing; which bound your own loss is; collapse, "
+    "computed; nats that cannot be compared",
 }
 BADGES = {
     "Colab": "https://colab.research.google.com/assets/colab-badge.svg",
