@@ -71,6 +71,7 @@ def test_a_notebook_needs_no_trust_beyond_being_run(path):
             assert kinds <= known, f"{cell.id}: {kinds - known}"
     assert "signature" not in nb.metadata and "widgets" not in nb.metadata
     text = json.dumps({**nb, "cells": [{**c, "attachments": None} for c in nb.cells]})
+    text = re.sub(r"[A-Za-z0-9+/]{1000,}", "", text)  # a picture has any four letters somewhere
     assert not SECRET.search(text)
 
 

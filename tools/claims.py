@@ -98,7 +98,10 @@ STATEMENTS = [
     (
         "A larger β draws better pictures.",
         "From N(0, I), up to a point. From a mixture fitted to the model's codes they get worse.",
-        ["weight of the KL, codes from N(0, I): Fr", "weight of the KL, mixture on the codes"],
+        [
+            "weight of the KL, codes from N(0, I): Fréchet distance at 0 over",
+            "weight of the KL, mixture on the codes",
+        ],
     ),
     (
         "A little less weight on the KL makes a better VAE.",
@@ -123,7 +126,7 @@ STATEMENTS = [
         "Two decoders nearly alike in nats draw very differently from N(0, I).",
         [
             "weight of the KL, 0.3 against 1, new encoders",
-            "weight of the KL, 0.3 over 1, codes from N",
+            "weight of the KL, codes from N(0, I): Fréchet distance at 0.3 over",
         ],
     ),
     (
