@@ -100,7 +100,7 @@ STATEMENTS = [
         "From N(0, I), up to a point. From a mixture fitted to the model's codes they get worse.",
         [
             "weight of the KL, codes from N(0, I): Fréchet distance at 0 over",
-            "weight of the KL, mixture on the codes",
+            "weight of the KL, codes from a mixture",
         ],
     ),
     (
