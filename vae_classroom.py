@@ -16,6 +16,7 @@ import socket
 import tempfile
 import textwrap
 import time
+import warnings
 import zlib
 from collections import namedtuple
 from http.client import HTTPException
@@ -30,7 +31,7 @@ import torch
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
-from PIL import Image, ImageChops, ImageFilter, PngImagePlugin
+from PIL import Image, ImageChops, ImageFilter, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch.distributions import Normal
 
 ROOT = Path(__file__).resolve().parent
@@ -213,6 +214,111 @@ def _sample_digits():
     images = images.reshape(10, 500, 784)[:, order].transpose(0, 1).float() / 255
     labels = labels.reshape(10, 500)[:, order].transpose(0, 1).long()
     return [part.flatten(0, 1) for part in (images[:400], labels[:400], images[400:], labels[400:])]
+
+
+# ----------------------------------------------------------------------------------------- pictures
+
+
+def load_picture(picture):
+    """A photograph or drawing of one digit -> (784,) in [0, 1], prepared as MNIST's digits were.
+
+    picture: a file, a PIL image, or grey values (rows, columns), 0 black to 1 white. Colours become grey,
+    the camera's rotation is undone, what is transparent is white paper. Ink, dark or light, is what differs
+    from the page, which is judged by its rim. The ink's box shrinks to 20 pixels on the longer side, each the
+    mean of what it covers, and its centre of mass goes to pixel (14, 14).
+    Errors: ValueError for what is no single picture, too small or too large, broken, or without ink.
+    """
+    name = Path(picture).name if isinstance(picture, (str, os.PathLike)) else "the picture"
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            image = _opened(picture)  # its size is looked at below
+        with image:
+            pages, pixels = getattr(image, "n_frames", 1), image.width * image.height
+            if pages > 1:
+                raise ValueError(f"{name} holds {pages} pictures, expected one")
+            if min(image.size) < 14 or pixels > 60e6:
+                size = f"{image.width} x {image.height} pixels"
+                raise ValueError(
+                    f"{name} has {size}, expected 14 x 14 at least, 60 million at most"
+                )
+            # JPEG leaves ripples round the ink
+            ink = _ink(_grey(image), noisy=image.format in ("JPEG", "MPO", "WEBP"))
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} cannot be opened as a picture") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large, 60 million pixels at most: {error}") from None
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # Pillow's, of a file that ends too soon
+        raise ValueError(f"{name} cannot be read to its end: {error}") from None
+    if ink.max() < 0.1:
+        raise ValueError(f"{name} shows no ink: all of it is about as bright as its rim")
+    return torch.from_numpy(_like_mnist(ink))
+
+
+def _opened(picture):
+    if isinstance(picture, Image.Image):
+        return picture.copy()
+    if isinstance(picture, (str, os.PathLike)):
+        return Image.open(picture)
+    try:
+        values = torch.as_tensor(picture).detach().double().cpu().numpy()
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(picture).__name__
+        raise ValueError(f"expected a file, a PIL image or grey values, got {kind}") from None
+    if values.ndim != 2 or not (values.size and values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"grey values must be (rows, columns) in [0, 1], got {values.shape}")
+    return Image.fromarray(np.round(255 * values).astype(np.uint8))
+
+
+def _grey(image):
+    """(rows, columns) in [0, 1], the longer side at most 1000."""
+    if image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+    image = ImageOps.exif_transpose(image).convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L")
+    image.thumbnail((1000, 1000), Image.Resampling.BOX)
+    return np.asarray(image, dtype=np.float64) / 255
+
+
+def _ink(grey, noisy):
+    """What differs from the page, in [0, 1]; the page is a plane through the rim."""
+    rim = np.pad(np.zeros([side - 2 for side in grey.shape], dtype=bool), 1, constant_values=True)
+    page = np.full(grey.shape, np.median(grey[rim]))
+    noisy = noisy or len(set(grey[rim])) > 9  # else it was drawn on a clean page
+    if noisy:
+        blurred = Image.fromarray((255 * grey).astype(np.uint8)).filter(ImageFilter.MedianFilter(5))
+        grey = np.asarray(blurred, dtype=np.float64) / 255
+        plane = np.stack([np.ones(grey.shape), *np.indices(grey.shape)], axis=-1)
+        near = rim & (abs(grey - page) < 0.25)  # without what is written across the rim
+        page = plane @ np.linalg.lstsq(plane[near], grey[near], rcond=None)[0]
+    dark = np.median(page) > 0.5
+    ink = (page - grey) / page.clip(0.1) if dark else (grey - page) / (1 - page).clip(0.1)
+    if noisy:
+        ink = ink - max(0.1, 1.5 * np.quantile(abs(ink[rim]), 0.9))
+        ink = ink / np.quantile(ink[ink > 0], 0.8).clip(0.05) if (ink > 0).any() else ink
+    return ink.clip(0, 1)
+
+
+def _like_mnist(ink):
+    """Ink (rows, columns) -> (784,), float32; as in tools/explorer_page/pad.js."""
+    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = (max(1, math.floor(20 * side / max(ink.shape) + 0.5)) for side in ink.shape)
+    small = _shares(ink.shape[0], height) @ ink @ _shares(ink.shape[1], width).T
+    down, across = (np.average(np.indices(small.shape)[axis], weights=small) for axis in (0, 1))
+    y = min(max(math.floor(14 - down + 0.5), 0), 28 - height)  # all of it stays in the picture
+    x = min(max(math.floor(14 - across + 0.5), 0), 28 - width)
+    picture = np.zeros((28, 28), dtype=np.float32)
+    picture[y : y + height, x : x + width] = small
+    return picture.flatten()
+
+
+def _shares(old, new):
+    """The share of each of the old pixels in each of the new ones, (new, old)."""
+    edges, k = np.arange(new + 1) * (old / new), np.arange(old)
+    covered = np.minimum(k + 1, edges[1:, None]) - np.maximum(k, edges[:-1, None])
+    return covered.clip(0) * new / old
 
 
 # ------------------------------------------------------------------------------------------- claims

@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 
 import explorer
 import links
-from vae_classroom import load_mnist
+from vae_classroom import load_mnist, load_picture
 from vae_helpers import VAE, Autoencoder, fit, negative_elbo, reconstruction_loss
 
 NAMES = ("AE", "VAE")
@@ -654,6 +654,20 @@ def test_preparation_shrinks_by_areas_and_centres_the_mass(visit, lying):
     expected[top : top + high, left : left + wide] = small
     assert torch.allclose(torch.tensor(picture).reshape(28, 28), expected, atol=1e-5)
     assert page.evaluate(prepare, [0] * 90_000) is None
+
+
+def test_the_pad_and_load_picture_prepare_alike(visit):
+    """One drawing, of opacities k / 255, through the page and through Python."""
+    page, generator = visit(), torch.Generator().manual_seed(0)
+    script = "(ink) => [...explorer.prepare(Float32Array.from(ink), 280, 280)]"
+    for _ in range(10):
+        ink = torch.zeros(280, 280)
+        for _ in range(4):  # strokes of all sizes, none on the rim
+            top, left, high, wide = torch.randint(5, 130, (4,), generator=generator).tolist()
+            grey = torch.randint(1, 256, (high, wide), generator=generator) / 255
+            ink[top : top + high, left : left + wide] = grey
+        by_page = torch.tensor(page.evaluate(script, ink.flatten().tolist()))
+        assert (load_picture(ink) - by_page).abs().max() < 1e-5
 
 
 def test_start_from_a_test_digit_and_clear(visit, tensors):

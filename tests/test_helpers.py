@@ -68,7 +68,7 @@ def test_the_modules_can_be_read_in_one_sitting():
     helpers = (REPO / "vae_helpers.py").read_text("utf-8")
     classroom = (REPO / "vae_classroom.py").read_text("utf-8")
     assert code_lines(helpers) <= 220 and len(helpers.splitlines()) <= 360
-    assert code_lines(classroom) <= 400
+    assert code_lines(classroom) <= 480
     first = "\n".join(helpers.splitlines()[:120])
     assert all(f"\n{it}(" in first for it in ("class Autoencoder", "class VAE", "def elbo"))
 
