@@ -290,8 +290,7 @@ def _ink(grey, noisy):
         blurred = Image.fromarray((255 * grey).astype(np.uint8)).filter(ImageFilter.MedianFilter(5))
         grey = np.asarray(blurred, dtype=np.float64) / 255
         plane = np.stack([np.ones(grey.shape), *np.indices(grey.shape)], axis=-1)
-        near = rim & (abs(grey - page) < 0.25)  # without what is written across the rim
-        page = plane @ np.linalg.lstsq(plane[near], grey[near], rcond=None)[0]
+        page = plane @ np.linalg.lstsq(plane[rim], grey[rim], rcond=None)[0]
     dark = np.median(page) > 0.5
     ink = (page - grey) / page.clip(0.1) if dark else (grey - page) / (1 - page).clip(0.1)
     if noisy:
