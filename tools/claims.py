@@ -173,7 +173,7 @@ STATEMENTS = [
     ),
     (
         "A VAE interpolates smoothly, an autoencoder jumps.",
-        "Neither jumps. At d = 2 the VAE's steps are more even for most pairs of digits; at d = 20 they are not.",
+        "Neither jumps. At d = 2 the VAE's steps are more even for most pairs of digits.",
         ["d = 2: share of 400 pairs of digits between which"],
     ),
 ]
