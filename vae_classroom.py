@@ -247,9 +247,10 @@ def load_picture(picture):
         raise ValueError(f"{name} cannot be opened as a picture") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large, 60 million pixels at most: {error}") from None
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:  # Pillow's, of a file that ends too soon
+    except (OSError, SyntaxError) as error:
+        if getattr(error, "errno", None):  # the system's: not there, a folder, not allowed
+            raise
+        # Pillow's, of a file that ends too soon
         raise ValueError(f"{name} cannot be read to its end: {error}") from None
     if ink.max() < 0.1:
         raise ValueError(f"{name} shows no ink: all of it is about as bright as its rim")

@@ -124,6 +124,8 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path, recwarn):
     assert not recwarn.list
     with pytest.raises(FileNotFoundError):
         load_picture(tmp_path / "nowhere.png")
+    with pytest.raises(IsADirectoryError):
+        load_picture(tmp_path)
 
 
 WRONG = {"list": [[1, 2], [3]], "NoneType": None, r"\(784,\)": torch.zeros(784), r"\(\)": 7}

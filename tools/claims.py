@@ -97,7 +97,7 @@ STATEMENTS = [
     ),
     (
         "A larger β draws better pictures.",
-        "From N(0, I), up to a point. From a mixture fitted to the model's codes they get worse.",
+        "From N(0, I), up to a point. From a mixture fitted to the model's codes, 3 draws worse than 0.",
         [
             "weight of the KL, codes from N(0, I): Fréchet distance at 0 over",
             "weight of the KL, codes from a mixture",
@@ -105,7 +105,7 @@ STATEMENTS = [
     ),
     (
         "A little less weight on the KL makes a better VAE.",
-        "It makes sharper copies. The ELBO is best at 1, where it is what is trained.",
+        "It makes closer copies. The ELBO is best at 1, where it is what is trained.",
         [
             "d = 10: nats of the ELBO on training images lost by beta = 0.3",
             "d = 10: nats of the ELBO on training images lost by beta = 3",
@@ -131,7 +131,7 @@ STATEMENTS = [
     ),
     (
         "My ELBO is ten nats better than yours.",
-        "On which pixels? Thresholding the test images alone gives that, with the same network.",
+        "On which pixels? Thresholding the test images alone gave nearly that, with the same network.",
         ["d = 50, one network: nats of the ELBO gained"],
     ),
     (
