@@ -199,6 +199,18 @@ def test_a_broken_gz_is_named_or_replaced(tmp_path, download, broken):
 # ------------------------------------------------------------------------------------------- claims
 
 
+def test_claims_are_about_the_digits_whatever_else_was_loaded(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(c, "_source", None)
+    monkeypatch.setenv("VAE_CLAIMS", str(tmp_path / "claims"))
+    put(tmp_path, "MNIST")
+    put(tmp_path, "FashionMNIST")
+    for name in ("FashionMNIST", "MNIST", "FashionMNIST"):
+        assert c.load_mnist(name, root=tmp_path).source == name
+        c.claim("It holds", 1, low=0)
+    lines = (tmp_path / "claims").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["source"] for line in lines] == ["FashionMNIST", "MNIST", "MNIST"]
+
+
 def test_a_claim_that_holds_is_one_line(capsys):
     c.claim("It holds", 3, low=3)
     c.claim("It holds", -1.5, high=-1.5)

@@ -64,6 +64,7 @@ def checkout(tmp_path_factory):
     (folder / "notebooks").mkdir(parents=True)
     for path in [ROOT / "vae_helpers.py", ROOT / "vae_classroom.py", *links.notebooks()]:
         shutil.copyfile(path, folder / path.relative_to(ROOT))
+    shutil.copytree(ROOT / "notebooks/photos", folder / "notebooks/photos")
     for path in [*folder.rglob("*"), folder]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     yield folder

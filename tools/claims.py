@@ -176,6 +176,59 @@ STATEMENTS = [
         "Neither jumps. At d = 2 the VAE's steps are more even for most pairs of digits.",
         ["d = 2: share of 400 pairs of digits between which"],
     ),
+    (
+        "Scale your own photo to 28 × 28, and the network reads it.",
+        "To a likelihood it is worlds away. Prepared as MNIST's digits were, it costs next to nothing.",
+        ["20 photographs, only made small", "20 photographs, prepared"],
+    ),
+    (
+        "The higher the likelihood, the better the digit.",
+        "Digits shrunk by a third have a higher ELBO than real ones: a likelihood ranks simplicity first.",
+        ["shrunk digits: nats lost"],
+        README,
+    ),
+    (
+        "Encode and decode a few times, and a VAE fills in the missing half.",
+        "That is hardly better than the mean image, because the encoder takes what is missing for white. "
+        "A q fitted to the visible half does much better, with the same decoder.",
+        ["lower half by encoded and decoded", "lower half by a fitted q"],
+    ),
+    (
+        "A VAE denoises.",
+        "Through its encoder it does worse than a median. With the noise written into its likelihood the same "
+        "decoder does far better.",
+        ["noise, RMSE through the VAE", "noise, RMSE of a q fitted"],
+    ),
+    (
+        "In a conditional VAE the label says which digit, and z holds the style only.",
+        "With a code of two. With ten the code says the digit too, and the label is often not obeyed.",
+        [
+            "conditional VAE, d = 2: another label",
+            "conditional VAE, d = 10: another label",
+            "conditional VAE, d = 10: a small network",
+        ],
+    ),
+    (
+        "A label saves log 10 = 2.3 nats.",
+        "At most so in log p(x) of the best model. In a small model's ELBO it can be ten times that.",
+        ["conditional VAE, d = 2: nats of the ELBO gained"],
+    ),
+    (
+        "What gets a low likelihood is an anomaly.",
+        "The empty page gets a higher one than every digit, and half a digit than most whole ones.",
+        ["AUROC of the ELBO, test digits against"],
+        README,
+    ),
+    (
+        "Train on normal data, and the likelihood finds the rest.",
+        "Trained on clothes, it prefers digits, which are simpler.",
+        ["AUROC of the ELBO, trained on clothes"],
+    ),
+    (
+        "The better pixel model wins.",
+        "On MNIST what decides is how cheaply it can say exactly 0, which most pixels are.",
+        ["bits a pixel saved by a discretised logistic"],
+    ),
 ]
 
 

@@ -19,6 +19,8 @@ ABOUT = {
     "06": "the same network as an autoencoder, without the KL, and as a VAE: codes, samples, interpolation",
     "07": "one dial, from a code that says all to one that says nothing; which bound your own loss is; collapse, "
     "computed; nats that cannot be compared",
+    "08": "your own handwriting; half pictures and noisy ones repaired by a plain VAE; digits on request; why the "
+    "empty page is the most normal digit",
 }
 BADGES = {
     "Colab": "https://colab.research.google.com/assets/colab-badge.svg",

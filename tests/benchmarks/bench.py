@@ -493,12 +493,16 @@ def report(results):
 
 
 def notebooks_report(books, machine):
-    """The budget: 200 epochs of the floor for Part I, 00 to 06, and 40 for 07; kernels under 2 GB."""
+    """The budget in epochs of the floor, 200 for Part I, 00 to 06; kernels under 2 GB."""
     epochs = {name: book["seconds"] / book["floor"] for name, book in books.items()}
     part_one = {name for name in books if name < "07"}
     memory = max((book["memory"] for book in books.values() if book["memory"]), default=math.nan)
     total = sum(epochs[name] for name in part_one)
-    limits = {name: f" ({verdict(epochs[name], 40)})" if name[:2] == "07" else "" for name in books}
+    budget = {"07": 40, "08": 30}
+    limits = {
+        name: f" ({verdict(epochs[name], budget[name[:2]])})" if name[:2] in budget else ""
+        for name in books
+    }
     rows = [
         f"| {name} | {book['seconds']:.0f} | {epochs[name]:.0f}{limits[name]} "
         f"| {book['memory'] or math.nan:.2f} GB |"
