@@ -184,7 +184,7 @@ STATEMENTS = [
     (
         "The higher the likelihood, the better the digit.",
         "Digits shrunk by a third have a higher ELBO than real ones: a likelihood ranks simplicity first.",
-        ["shrunk digits: nats lost"],
+        ["shrunk digits: ELBO below"],
         README,
     ),
     (
