@@ -22,6 +22,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 from nbformat.v4 import new_code_cell, new_notebook
@@ -409,6 +410,22 @@ def test_a_kernel_that_dies(tmp_path):
     told = run_notebooks.execute(nb, tmp_path)
     assert told.startswith("in cell [") and is_in_the_table(told.splitlines()[-1]), told
     assert run_notebooks.execute(new_notebook(cells=[new_code_cell("2")]), tmp_path) is None
+
+
+def test_nbconvert_can_keep_only_the_last_state_of_a_bar(tmp_path):
+    """By its own preprocessor, which the README names; without it there is a line for each state."""
+    readme = (c.ROOT / "README.md").read_text(encoding="utf-8")
+    (option,) = re.findall(r"`(--HTMLExporter\S+)`", readme)
+    bar = "for _ in tqdm(range(30), file=sys.stdout, mininterval=0): time.sleep(0.01)"
+    cell = new_code_cell(f"import sys, time\nfrom tqdm import tqdm\n{bar}")
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "bar.ipynb")
+    states = {}
+    for more in ([], [option]):
+        command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", "--execute", *more]
+        subprocess.run([*command, tmp_path / "bar.ipynb"], check=True, capture_output=True)
+        page = (tmp_path / "bar.html").read_text(encoding="utf-8")
+        states[len(more)] = len(re.findall(r"\d/30", page))
+    assert states[0] > 5 and states[1] == 1, states
 
 
 SLEEPER = """

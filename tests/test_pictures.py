@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from vae_classroom import load_mnist, load_picture
+from vae_classroom import ROOT, load_mnist, load_picture
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,19 @@ def test_a_camera_s_rotation_is_undone_and_its_ripples_are_no_ink(mode, tmp_path
     turned = seven().transpose(Image.Transpose.ROTATE_90).convert(mode)
     turned.save(tmp_path / "seven.jpg", exif=exif, quality=80)
     assert (load_picture(tmp_path / "seven.jpg") - load_picture(seven())).abs().mean() < 0.01
+
+
+def test_the_three_drawn_photographs_are_prepared_and_carry_nothing_else():
+    """28 by 28, 20 on the longer side, and no word in the files about where they come from."""
+    files = sorted((ROOT / "notebooks/photos").iterdir())
+    assert [file.name for file in files] == ["five.jpg", "four.jpg", "two.jpg"]
+    for file in files:
+        with Image.open(file) as image:
+            assert set(image.getexif()) <= {0x0112}  # turned by a quarter
+            assert file.stat().st_size < 40_000 and not image.info.get("comment")
+        x = load_picture(file).view(28, 28)
+        sides = [np.ptp(np.flatnonzero(x.sum(axis) > 0.3)) + 1 for axis in (0, 1)]
+        assert max(sides) in (19, 20, 21) and 40 < x.sum() < 160, (file.name, sides, x.sum())
 
 
 def bad_files(folder):
