@@ -176,7 +176,7 @@ STATEMENTS = [
         ["d = 2: share of 400 pairs of digits between which"],
     ),
     (
-        "Scale your own photo to 28 × 28, and the network reads it.",
+        "Scale your own photo to 28 × 28, and go.",
         "To a likelihood it is worlds away. Prepared as MNIST's digits were, it costs next to nothing.",
         ["20 photographs, only made small", "20 photographs, prepared"],
     ),
@@ -203,7 +203,7 @@ STATEMENTS = [
     ),
     (
         "In a conditional VAE the label says which digit, and z holds the style only.",
-        "With a code of two. With ten the code says the digit too, and the label is often not obeyed.",
+        "Nearly, with a code of two. With ten the code says the digit too, and the label is often not obeyed.",
         [
             "conditional VAE, d = 2: another label",
             "conditional VAE, d = 10: another label",
@@ -217,19 +217,22 @@ STATEMENTS = [
     ),
     (
         "What gets a low likelihood is an anomaly.",
-        "The empty page gets a higher one than every digit, and half a digit than most whole ones.",
+        "The empty page gets a higher one than every test digit, and half a digit, in most pairs, than a whole one.",
         [
             "AUROC of the ELBO, test digits against empty page",
             "AUROC of the ELBO, test digits against upper halves",
-            "AUROC of the ELBO, test digits against flipped",
-            "AUROC of the ELBO, test digits against clothes",
         ],
         README,
     ),
     (
         "Train on normal data, and the likelihood finds the rest.",
-        "Trained on clothes, it prefers digits, which are easier to predict.",
-        ["AUROC of the ELBO, trained on clothes"],
+        "Clothes among digits, and most flipped digits. But trained on clothes, it prefers digits, which are easier "
+        "to predict.",
+        [
+            "AUROC of the ELBO, test digits against clothes",
+            "AUROC of the ELBO, test digits against flipped",
+            "AUROC of the ELBO, trained on clothes",
+        ],
     ),
     (
         "The better pixel model wins.",
