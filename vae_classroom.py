@@ -644,7 +644,8 @@ def _png(picture, **about):
         info.add_itxt(key, text)
     whole = picture
     if picture.mode == "RGB":  # below it a strip of its rarer colours, or these would be lost
-        rare = np.uint8(picture.quantize(64, Image.Quantize.MAXCOVERAGE).getpalette()[:192])
+        some = picture.resize((w // 2, h // 2), Image.Resampling.NEAREST)  # four times as fast
+        rare = np.uint8(some.quantize(64, Image.Quantize.MAXCOVERAGE).getpalette()[:192])
         whole = Image.fromarray(np.vstack([picture, np.resize(rare, (h // 4, w, 3))]))
     for colours in (128, 256):
         small = whole.quantize(colours, dither=Image.Dither.NONE).crop((0, 0, w, h))
