@@ -26,7 +26,7 @@ BADGES = {
     "Colab": "https://colab.research.google.com/assets/colab-badge.svg",
     "Binder": "https://mybinder.org/badge_logo.svg",
 }
-NEEDS = "With Python 3.11 or newer and make, on Linux or a Mac (one without Intel)"
+NEEDS = "With Python 3.11 or newer and make, on Linux or a Mac with an Apple chip"
 FOLDER = """from the folder of the project (a
 clone of this repository with `--depth 1`, or its ZIP file unpacked)"""
 COMMANDS = "make notebooks\nmake lab\n```"

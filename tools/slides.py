@@ -108,6 +108,21 @@ def say(frame, text, size, colour="TEXT_1"):
         run.font.color.theme_color = MSO_THEME_COLOR[colour]
 
 
+def one_line(text, most):
+    """Points, at most so many, in which a title stays on one line even in DejaVu Sans.
+
+    LibreOffice takes that wide font where it has no Arial, and a second line would be cut off.
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    room = (
+        PAGE[0] - 2 * MARGIN - 0.2
+    ) * 72  # points; a text frame keeps 0.1 inches free on each side
+    width = TextPath((0, 0), text, size=most, prop=FontProperties("DejaVu Sans")).get_extents().x1
+    return int(min(most, 0.99 * most * room / width))
+
+
 def blank_deck():
     """An empty deck in the colours of vae_classroom's theme, with layouts for 16:9."""
     from pptx import Presentation
@@ -152,7 +167,8 @@ def add_figure(deck, path, figure, words, file):
     from pptx.util import Inches
 
     slide = deck.slides.add_slide(deck.slide_layouts.get_by_name("Title Only"))
-    say(slide.shapes.title.text_frame, figure.headline or words["title"], 28)
+    head = figure.headline or words["title"]
+    say(slide.shapes.title.text_frame, head, one_line(head, 28))
     with Image.open(file) as opened:
         # A film stays whole: programs do not agree on what becomes of one that is cropped.
         film = opened.format == "GIF"
