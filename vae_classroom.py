@@ -644,7 +644,8 @@ def _png(picture, **about):
         info.add_itxt(key, text)
     whole = picture
     if picture.mode == "RGB":  # below it a strip of its rarer colours, or these would be lost
-        some = picture.resize((w // 2, h // 2), Image.Resampling.NEAREST)  # four times as fast
+        step = 2 if w > 2000 else 1  # four times as fast; small ones may be a pixel wide
+        some = picture.resize((w // step, h // step), Image.Resampling.NEAREST)
         rare = np.uint8(some.quantize(64, Image.Quantize.MAXCOVERAGE).getpalette()[:192])
         whole = Image.fromarray(np.vstack([picture, np.resize(rare, (h // 4, w, 3))]))
     for colours in (128, 256):

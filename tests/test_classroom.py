@@ -360,6 +360,13 @@ def test_figures_are_light_and_keep_a_rare_colour(tmp_path, monkeypatch):
     assert max(points.size) < 12 and points.convert("RGBA").getextrema()[3][0] == 0
 
 
+def test_an_image_may_be_a_pixel_wide(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAE_FIGURES_DIR", str(tmp_path))
+    save(change=lambda fig: fig.axes[0].imshow([[0.0], [0.5], [1.0]]))
+    (raster,) = re.findall(r'base64,([^"]+)', (tmp_path / "06-x.svg").read_text(encoding="utf-8"))
+    assert Image.open(io.BytesIO(base64.b64decode(raster))).size == (1, 3)
+
+
 def test_figures_go_beside_the_module(tmp_path, monkeypatch, capsys):
     """A checkout that cannot be written stops no lesson, unless somebody asked for the files."""
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: pytest.fail("no notebook here"))

@@ -177,7 +177,7 @@ STATEMENTS = [
     ),
     (
         "Scale your own photo to 28 × 28, and go.",
-        "To a likelihood it is worlds away. Prepared as MNIST's digits were, it costs next to nothing.",
+        "Its ELBO is thousands of nats lower. Prepared as MNIST's digits were, it costs next to nothing.",
         ["20 photographs, only made small", "20 photographs, prepared"],
     ),
     (
@@ -212,12 +212,12 @@ STATEMENTS = [
     ),
     (
         "A label saves log 10 = 2.3 nats.",
-        "At most so in log p(x) of the best model. In a small model's ELBO it can be many times that.",
+        "At most so in log p(x) of one model that sums over the labels. Of two small ones, the one that is told the label gained many times that.",
         ["conditional VAE, d = 2: nats of the ELBO gained"],
     ),
     (
         "What gets a low likelihood is an anomaly.",
-        "The empty page gets a higher one than every test digit, and half a digit, in most pairs, than a whole one.",
+        "The empty page has a higher ELBO than every test digit, and half a digit, in most pairs, than a whole one.",
         [
             "AUROC of the ELBO, test digits against empty page",
             "AUROC of the ELBO, test digits against upper halves",
