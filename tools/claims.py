@@ -212,7 +212,8 @@ STATEMENTS = [
     ),
     (
         "A label saves log 10 = 2.3 nats.",
-        "At most so in log p(x) of one model that sums over the labels. Of two small ones, the one that is told the label gained many times that.",
+        "At most so in log p(x) of one model that sums over the labels. Of two small ones, the one that is told "
+        "the label gained many times that.",
         ["conditional VAE, d = 2: nats of the ELBO gained"],
     ),
     (
