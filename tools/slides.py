@@ -108,19 +108,18 @@ def say(frame, text, size, colour="TEXT_1"):
         run.font.color.theme_color = MSO_THEME_COLOR[colour]
 
 
-def one_line(text, most):
-    """Points, at most so many, in which a title stays on one line even in DejaVu Sans.
+def one_line(text):
+    """Points, 28 at most, in which a title stays on one line even in DejaVu Sans.
 
     LibreOffice takes that wide font where it has no Arial, and a second line would be cut off.
     """
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    room = (
-        PAGE[0] - 2 * MARGIN - 0.2
-    ) * 72  # points; a text frame keeps 0.1 inches free on each side
-    width = TextPath((0, 0), text, size=most, prop=FontProperties("DejaVu Sans")).get_extents().x1
-    return int(min(most, 0.99 * most * room / width))
+    # Points; a text frame keeps 0.1 inches free on each side.
+    room = (PAGE[0] - 2 * MARGIN - 0.2) * 72
+    width = TextPath((0, 0), text, size=28, prop=FontProperties("DejaVu Sans")).get_extents().x1
+    return int(min(28, 0.99 * 28 * room / width))
 
 
 def blank_deck():
@@ -168,7 +167,7 @@ def add_figure(deck, path, figure, words, file):
 
     slide = deck.slides.add_slide(deck.slide_layouts.get_by_name("Title Only"))
     head = figure.headline or words["title"]
-    say(slide.shapes.title.text_frame, head, one_line(head, 28))
+    say(slide.shapes.title.text_frame, head, one_line(head))
     with Image.open(file) as opened:
         # A film stays whole: programs do not agree on what becomes of one that is cropped.
         film = opened.format == "GIF"
